@@ -16,6 +16,7 @@ import { isPlainObject } from "../core/values.ts";
 // Registers the drivers.
 import "../drivers/all.ts";
 import { CommandError, notAmong, type Program } from "./program.ts";
+import { inRelease } from "./qemu_releases.ts";
 import type { AioMode } from "../core/traits.ts";
 
 /** How to open an image for a command. */
@@ -142,7 +143,7 @@ export function reporting(
 export function creating(program: Program): CreateOptions {
   const { secrets } = program;
   const { warn, onUnlocked } = reporting(program);
-  return { secrets, warn, onUnlocked };
+  return { secrets, warn, onUnlocked, plainNames: inRelease("plainNames") };
 }
 
 let hasWarned = false;

@@ -8,6 +8,7 @@ import { asBlockError, BlockError, invalid } from "../core/errors.ts";
 import { notAmong, parseKeyValueList } from "../core/options.ts";
 import { process } from "../core/platform/this_process.ts";
 import type { SecretRequest } from "../core/secrets.ts";
+import { parseJson } from "../core/spec.ts";
 import {
   type Authorization,
   authorizationOf,
@@ -53,7 +54,7 @@ export class Secrets {
    */
   define(argument: string): string | undefined {
     const properties = argument.startsWith("{")
-      ? parseJson(argument)
+      ? propertiesOf(argument)
       : new Map(parseKeyValueList(argument, "qom-type"));
     const type = required(properties, "qom-type");
     if (type === "help") return OBJECT_HELP;
@@ -167,15 +168,9 @@ async function ask(filename: string): Promise<Uint8Array | undefined> {
   return answer === null ? undefined : new TextEncoder().encode(answer);
 }
 
-function parseJson(text: string): Properties {
-  let object: unknown;
-  try {
-    object = JSON.parse(text);
-  } catch (error) {
-    throw invalid(`JSON parse error, ${(error as Error).message}`);
-  }
+function propertiesOf(text: string): Properties {
   const properties: Properties = new Map();
-  for (const [name, value] of Object.entries(object as object)) {
+  for (const [name, value] of Object.entries(parseJson(text) as object)) {
     if (typeof value !== "string") {
       throw invalid(
         `Invalid parameter type for '${name}', expected: string`,

@@ -38,6 +38,16 @@ type Words = readonly string[];
 /** Words that a message has now and had then, and the hint that it had. */
 type Reworded = readonly [now: string | RegExp, then: string, hint?: string];
 
+/** Mistakes in JSON, which had no position. */
+const FORMER_JSON: readonly Reworded[] = [
+  [/(JSON parse error, )premature end of input/, "$1premature EOI"],
+  [/(JSON parse error, )expecting ':'/, "$1missing : in object pair"],
+  [/(JSON parse error, )expected ',' or '}'/, "$1expected separator in dict"],
+  [/(JSON parse error, )expected ',' or '\]'/, "$1expected separator in list"],
+  [/(JSON parse error, )expecting key/, "$1expecting value"],
+  [/\d+:\d+: (?=JSON parse error, )/, ""],
+];
+
 /**
  * All differences. The first variant of each is that of 7.2; older releases are
  * not covered.
@@ -131,9 +141,12 @@ const DIFFERENCES = {
   /** The letter of the `qemu-io` option for registered buffers. */
   registeredBuffer: [[7.2, ""], [8.0, "r"]],
 
+  /** Data files are created as plain files, whatever their names begin with. */
+  plainNames: [[7.2, false], [10.2, true]],
+
   /** Messages of drivers that were worded differently. */
   reworded: [
-    [7.2, [[
+    [7.2, [...FORMER_JSON, [
       "does not support creating new images, so an existing image must be " +
       "selected as the target; however, opening the given target as an " +
       "existing image failed:",
@@ -143,7 +156,8 @@ const DIFFERENCES = {
       "Parameter $1 expects a non-negative number below 2^64",
       SIZE_HINT,
     ]]],
-    [10.0, []],
+    [10.0, FORMER_JSON],
+    [11.1, []],
   ] as Variants<readonly Reworded[]>,
 } as const satisfies { readonly [name: string]: Variants<unknown> };
 

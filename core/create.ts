@@ -7,8 +7,14 @@ import type { CreateOptionsOf } from "./create_options.ts";
 import type { BlockDriver, CreateContext } from "./driver.ts";
 import { checkOptions, checkStoredName, driverError } from "./checks.ts";
 import { asBlockError, BlockError, invalid } from "./errors.ts";
-import { canonicalName, describeSource, protocolStack } from "./sources.ts";
-import { resolveName } from "./names.ts";
+import {
+  canonicalName,
+  describeSource,
+  protocolStack,
+  standsForProtocol,
+  withoutScheme,
+} from "./sources.ts";
+import { asPath, resolveName, schemeOf } from "./names.ts";
 import type { BlockNode, Preallocation } from "./node.ts";
 import { openNode, openProtocol, secretOf } from "./open.ts";
 import {
@@ -34,6 +40,11 @@ export interface CreateOptions {
    * a sentence. Default: ignored; the image is created all the same.
    */
   onUnlocked?(why: string): void;
+  /**
+   * Whether further files, such as a data file, are made as plain files even if
+   * their names begin with the name of a protocol. Default: false.
+   */
+  plainNames?: boolean;
   /** Called with each warning. Default: ignored. */
   warn?(message: string): void;
   /**
@@ -134,10 +145,17 @@ async function create(
     filename,
     createFile: (size, preallocation) => make(target, size, preallocation),
     createNamed: async (name, { keep = false } = {}) => {
-      // A description is not the name of a file.
-      if (name.startsWith("json:")) throw invalid("Unknown protocol 'json'");
-      settings.onPart?.(name);
-      if (!keep) return await make(name, 0);
+      const path = settings.plainNames && !keep && withoutScheme(name);
+      if (typeof path === "string") {
+        settings.onPart?.(asPath(path));
+        const file = await make({ driver: "file", filename: path }, 0);
+        // Its name has to lead to it, also when the image is opened.
+        if (path !== name || schemeOf(name) === undefined) return file;
+      } else {
+        settings.onPart?.(name);
+        if (!keep) return await make(await protocolOfName(name), 0);
+      }
+      await checkProtocol(name);
       const { onUnlocked } = settings;
       const file = await openProtocol(name, { resize: true, onUnlocked });
       files.push(file);
@@ -193,6 +211,30 @@ function checkOtherBacking(target: Source, backing: unknown): void {
   throw invalid(
     "Trying to create an image with the same filename as the backing file",
   );
+}
+
+/**
+ * The protocol of a further file, which can create it.
+ *
+ * @throws {BlockError} EINVAL if it is none, ENOTSUP if it cannot create files.
+ */
+async function protocolOfName(name: string): Promise<StackObject> {
+  // A description is not the name of a file.
+  if (name.startsWith("json:")) throw invalid("Unknown protocol 'json'");
+  const { stack, driver } = await checkProtocol(name);
+  if (driver.role === "protocol" && driver.create) return stack;
+  throw new BlockError(
+    "ENOTSUP",
+    `Driver '${driver.name}' does not support image creation`,
+  );
+}
+
+/** @throws {BlockError} EINVAL if the name begins with that of a format. */
+async function checkProtocol(name: string) {
+  const stack = protocolStack(name);
+  const driver = await loadDriver(getDriver(String(stack.driver)));
+  if (standsForProtocol(driver)) return { stack, driver };
+  throw invalid(`Unknown protocol '${driver.name}'`);
 }
 
 /** The driver that creates the file of a new image, if there is one. */

@@ -84,8 +84,20 @@ export function parseSize(text: string): number | undefined {
     return undefined;
   }
   const scale = 1024 ** exponent;
+  if (scale === 1) return roundedDown(whole);
   return Number(whole) * scale +
     Math.round(Number("0" + (fraction ?? "") + "0") * scale);
+}
+
+/** An integer; rounded down, so that limits such as 2^63 are not exceeded. */
+function roundedDown(digits: string): number {
+  const number = Number(digits);
+  const isExceeded = number > Number.MAX_SAFE_INTEGER &&
+    Number.isFinite(number) && BigInt(number) > BigInt(digits);
+  if (!isExceeded) return number;
+  // The next smaller number, whose 53 bits are one less.
+  const unit = 2n ** BigInt(BigInt(digits).toString(2).length - 53);
+  return Number(BigInt(digits) / unit * unit);
 }
 
 const YES: readonly unknown[] = [true, "on", "yes", "true", "y"];

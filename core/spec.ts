@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { BlockError, invalid } from "./errors.ts";
+import { asBlockError, BlockError, invalid } from "./errors.ts";
 import type { HeldSource } from "./held.ts";
 import { asPath, schemeOf } from "./names.ts";
 import type { BlockNode } from "./node.ts";
@@ -57,7 +57,7 @@ export function isNode(value: unknown): value is BlockNode {
  * @throws {BlockError} EINVAL on malformed `json:` and unknown protocols.
  */
 export function parseFilename(name: string): StackObject {
-  if (name.startsWith("json:")) return parseJson(name.slice(5));
+  if (name.startsWith("json:")) return parseDescription(name.slice(5));
   const scheme = schemeOf(name);
   if (scheme === undefined) return { filename: name };
   const driver = findProtocol(scheme) ?? findDriver(scheme);
@@ -76,30 +76,178 @@ export function parseFilename(name: string): StackObject {
   return { driver: driver.name, file: rest };
 }
 
-/** A JSON string, or one in single quotes, which QEMU accepts as well. */
-const STRING = /"(?:[^"\\]|\\.)*"|'((?:[^'\\]|\\.)*)'/gs;
+/** White space between tokens. */
+const SPACE = /[ \t\r\n]*/y;
+/** A token: punctuation, a number, a word, or a string in either quotes. */
+const TOKEN =
+  // deno-lint-ignore no-control-regex
+  /[{}[\],:]|-?(?:0(?!\d)|[1-9]\d*)(?:\.\d+|(?!\.))(?:[eE][-+]?\d+|(?![eE]))|[a-z]+|"(?:[^"\\\0-\x1f]|\\.)*"|'(?:[^'\\\0-\x1f]|\\.)*'/y;
+/** What is shown of characters that begin no token. */
+const STRAY =
+  // deno-lint-ignore no-control-regex
+  /"(?:[^"\\\0-\x1f]|\\.)*[^]?|'(?:[^'\\\0-\x1f]|\\.)*[^]?|-?(?:0\d|\d+(?:\.\d*)?(?:[eE][-+]?)?[^]?)|-[^]?|[^]/y;
 
-function inDoubleQuotes(found: string, content?: string): string {
-  if (content === undefined) return found;
-  const escaped = content.replace(/\\.|"/gs, (part) => {
-    if (part === '"') return '\\"';
-    return part === "\\'" ? "'" : part;
-  });
-  return `"${escaped}"`;
+/** What the letters after a backslash stand for; other characters themselves. */
+const ESCAPES: Readonly<Record<string, string>> = {
+  b: "\b",
+  f: "\f",
+  n: "\n",
+  r: "\r",
+  t: "\t",
+};
+
+/**
+ * JSON as QEMU reads it: strings may be in single quotes, and no name may occur
+ * twice in an object. Integers that a number cannot hold stay text.
+ */
+class JsonReader {
+  /** The current token; empty at the end. */
+  #token: string = "";
+  #start = 0;
+  #end = 0;
+
+  constructor(readonly text: string) {}
+
+  /** The only value. */
+  read(): unknown {
+    this.#next();
+    if (this.#token === "") throw invalid("Expecting a JSON value");
+    const value = this.#value(1);
+    if (this.text.slice(this.#end).trimStart() !== "") {
+      throw invalid("Expecting at most one JSON value");
+    }
+    return value;
+  }
+
+  /** A value; its last token is the current one afterwards. */
+  #value(depth: number): unknown {
+    const token = this.#token;
+    if (depth > MAX_NESTING) throw invalid("JSON nesting depth limit exceeded");
+    switch (token[0]) {
+      case "{":
+        return this.#object(depth);
+      case "[":
+        return this.#list(depth);
+      case '"':
+      case "'":
+        return this.#string();
+    }
+    if (/^-?\d/.test(token)) {
+      const number = Number(token);
+      const isExact = Number.isSafeInteger(number) || !/^-?\d+$/.test(token);
+      return isExact ? number : token;
+    }
+    if (token === "true" || token === "false") return token === "true";
+    if (token === "null") return null;
+    throw this.#mistake(
+      /^\w/.test(token) ? `invalid keyword '${token}'` : "expecting value",
+    );
+  }
+
+  #object(depth: number): OptionValues {
+    const found = new Map<string, unknown>();
+    this.#next();
+    for (let isOver = this.#token === "}"; !isOver;) {
+      if (!/^["']/.test(this.#token)) throw this.#mistake("expecting key");
+      const name = this.#string();
+      this.#next();
+      if (this.#token !== ":") throw this.#mistake("expecting ':'");
+      this.#next();
+      const value = this.#value(depth + 1);
+      if (found.has(name)) throw this.#mistake("duplicate key");
+      found.set(name, value);
+      isOver = this.#isLast("}");
+    }
+    return Object.fromEntries(found);
+  }
+
+  #list(depth: number): unknown[] {
+    const found: unknown[] = [];
+    this.#next();
+    for (let isOver = this.#token === "]"; !isOver;) {
+      found.push(this.#value(depth + 1));
+      isOver = this.#isLast("]");
+    }
+    return found;
+  }
+
+  /** Whether `end` comes next, rather than a comma and a further member. */
+  #isLast(end: string): boolean {
+    this.#next();
+    if (this.#token === end) return true;
+    if (this.#token !== ",") throw this.#mistake(`expected ',' or '${end}'`);
+    this.#next();
+    return false;
+  }
+
+  #string(): string {
+    return this.#token.slice(1, -1).replace(
+      /\\(?:u([\da-f]{4})(?:(?<=d[89ab]..)\\u(d[c-f][\da-f]{2}))?|(.))/gis,
+      (found, unit?: string, second?: string, letter = "", at = 0) => {
+        if (unit === undefined) {
+          if (letter === "u") throw this.#notUnicode(at);
+          if (ESCAPES[letter]) return ESCAPES[letter];
+          if (/["'\\/]/.test(letter)) return letter;
+          throw this.#mistake("invalid escape sequence in string");
+        }
+        const units = second === undefined ? [unit] : [unit, second];
+        const text = String.fromCharCode(...units.map((u) => parseInt(u, 16)));
+        const point = text.codePointAt(0)!;
+        const isCharacter = text.isWellFormed() &&
+          (point & 0xfffe) !== 0xfffe &&
+          !(point >= 0xfdd0 && point <= 0xfdef);
+        if (!isCharacter) throw this.#notUnicode(at);
+        return found && text;
+      },
+    );
+  }
+
+  #notUnicode(at: number): BlockError {
+    const sequence = this.#token.slice(at + 1, at + 7);
+    return this.#mistake(`${sequence} is not a valid Unicode character`);
+  }
+
+  #next(): void {
+    SPACE.lastIndex = this.#end;
+    SPACE.test(this.text);
+    TOKEN.lastIndex = STRAY.lastIndex = this.#start = SPACE.lastIndex;
+    this.#token = TOKEN.exec(this.text)?.[0] ?? "";
+    this.#end = this.#start + this.#token.length;
+    if (this.#token !== "" || this.#start === this.text.length) return;
+    throw this.#mistake(`stray '${shortened(STRAY.exec(this.text)![0])}'`);
+  }
+
+  /** An error at the current token. */
+  #mistake(what: string): BlockError {
+    const before = this.text.slice(0, this.#start);
+    const line = before.slice(before.lastIndexOf("\n") + 1);
+    const column = new TextEncoder().encode(line).length + 1 +
+      // QEMU counts the character twice that ends a number or a word.
+      Number(/[\da-z]$/.test(line));
+    const problem = this.#token === "" && this.#start === this.text.length
+      ? "premature end of input"
+      : what;
+    return invalid(
+      `${before.split("\n").length}:${column}: JSON parse error, ${problem}`,
+    );
+  }
 }
 
-function parseJson(text: string): StackObject {
+/**
+ * The value that JSON text stands for, in QEMU's dialect.
+ *
+ * @throws {BlockError} EINVAL if it is malformed, with the line and the column.
+ */
+export function parseJson(text: string): unknown {
+  return new JsonReader(text).read();
+}
+
+function parseDescription(text: string): StackObject {
   let value: unknown;
   try {
-    value = JSON.parse(text.replace(STRING, inDoubleQuotes));
+    value = parseJson(text);
   } catch (error) {
-    throw new BlockError(
-      "EINVAL",
-      `Could not parse the JSON options: ${
-        shortened((error as Error).message)
-      }`,
-      { cause: error },
-    );
+    throw asBlockError(error).prefixed("Could not parse the JSON options: ");
   }
   if (!isObject(value)) {
     throw new BlockError("EINVAL", "Invalid JSON object given");

@@ -165,8 +165,10 @@ function slotOf({ keyslot }: OptionValues): number | undefined {
   if (keyslot === undefined) return undefined;
   const slot = keyslot as number;
   if (slot < SLOTS) return slot;
+  // A negative number has wrapped around.
+  const shown = slot >= 2 ** 63 ? BigInt.asIntN(64, BigInt(slot) - 1n) : slot;
   throw invalid(
-    `Invalid keyslot ${Math.min(slot, 2 ** 32 - 1)} specified, must be ` +
+    `Invalid keyslot ${shown} specified, must be ` +
       `between 0 and ${SLOTS - 1}`,
   );
 }

@@ -256,8 +256,15 @@ class LuksNode implements BlockNode {
     await file.truncate(volume.header.payloadOffset + size, options);
     // Zeroes in the file do not decrypt to zeroes.
     const isRead = options.zero ?? true;
-    if (isRead && size > before) {
-      await writeZeroData(this, before, roundUp(size, SECTOR_SIZE) - before);
+    if (!isRead || size <= before) return;
+    const { signal } = options;
+    const added = roundUp(size, SECTOR_SIZE) - before;
+    try {
+      await writeZeroData(this, before, added, { signal });
+    } catch (error) {
+      // What is not zeroed must not be left as part of the disk.
+      await file.truncate(volume.header.payloadOffset + before).catch(() => {});
+      throw error;
     }
   }
 

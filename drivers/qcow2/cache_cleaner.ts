@@ -21,13 +21,16 @@ interface Caches {
 const REQUESTS_BEFORE_CLEANING = 64;
 const MILLISECONDS_BEFORE_CLEANING = 3000;
 
+/** Milliseconds that a timer can wait at most. */
+const LONGEST_TIMER = 2 ** 31 - 1;
+
 /** Periodically drops unused tables from the caches of an image. */
 export class CacheCleaner {
   readonly #caches: Caches;
   readonly #createdAt = performance.now();
   #seconds = 0;
   #requests = 0;
-  #timer?: ReturnType<typeof setInterval>;
+  #timer?: ReturnType<typeof setTimeout>;
 
   constructor(caches: Caches) {
     this.#caches = caches;
@@ -36,10 +39,10 @@ export class CacheCleaner {
   /**
    * Drop tables that were not used for this many seconds; 0: never.
    *
-   * @throws {BlockError} EINVAL if that is longer than timers can wait.
+   * @throws {BlockError} EINVAL for 2^32 seconds or more.
    */
   cleanEvery(seconds: number): void {
-    if (seconds > 2 ** 31 / 1000) throw invalid("Cache clean interval too big");
+    if (seconds >= 2 ** 32) throw invalid("Cache clean interval too big");
     if (seconds !== this.#seconds) this.stop();
     this.#seconds = seconds;
   }
@@ -50,17 +53,25 @@ export class CacheCleaner {
     if (this.#timer !== undefined || this.#seconds === 0) return;
     const age = performance.now() - this.#createdAt;
     if (age < MILLISECONDS_BEFORE_CLEANING) return;
-    this.#timer = setInterval(() => {
+    this.#wait(this.#seconds * 1000);
+  }
+
+  /** Clean after this many milliseconds, and then regularly. */
+  #wait(milliseconds: number): void {
+    const part = Math.min(milliseconds, LONGEST_TIMER);
+    this.#timer = setTimeout(() => {
+      if (part < milliseconds) return this.#wait(milliseconds - part);
       this.#caches.l2Cache.dropUnused();
       this.#caches.refcountCache.dropUnused();
-    }, this.#seconds * 1000);
+      this.#wait(this.#seconds * 1000);
+    }, part);
     // Cleaning must not keep the program running.
     unrefTimer(this.#timer);
   }
 
   /** Stop until the next interval is set. */
   stop(): void {
-    if (this.#timer !== undefined) clearInterval(this.#timer);
+    if (this.#timer !== undefined) clearTimeout(this.#timer);
     this.#timer = undefined;
   }
 }

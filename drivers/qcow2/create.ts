@@ -63,6 +63,10 @@ export async function create(
   options: OptionValues,
   context: CreateContext,
 ): Promise<void> {
+  const keep = options.keep_data_file === true &&
+    options.data_file !== undefined;
+  // An existing data file that cannot be opened must not cost the image's file.
+  const kept = keep ? await openKept(options, context) : undefined;
   const { header, size, preallocation } = planImage(options);
   const encryption = await encryptionOf(options, context);
   const luks = encryption === "luks" ? await loadLuks() : undefined;
@@ -71,16 +75,12 @@ export async function create(
   // Before the file is emptied, it must be known that the header fits.
   const encryptionHeader = luks && { offset: 0, length: 0 };
   encodeHeader({ ...header, encryptionHeader });
-  checkOtherFile(header, context);
-  const keep = options.keep_data_file === true;
-  const makeDataFile = async () =>
-    header.dataFile === undefined
-      ? undefined
-      : await context.createNamed(header.dataFile, { keep });
-  // An existing data file that cannot be opened must not cost the image's file.
-  const kept = keep ? await makeDataFile() : undefined;
+  checkOtherFile(header.dataFile, context);
   const file = await context.createFile(0);
-  const dataFile = kept ?? await makeDataFile();
+  const dataFile = kept ??
+    (header.dataFile === undefined
+      ? undefined
+      : await context.createNamed(header.dataFile));
   // Of a URL-like name, the name after its driver has parsed it.
   if (dataFile) header.dataFile = dataFile.filename;
   const geometry = Geometry.of(header);
@@ -121,10 +121,20 @@ export async function create(
 }
 
 /** Refuse an image that would be its own data file, which would empty it. */
-function checkOtherFile({ dataFile }: Header, { filename }: CreateContext) {
+function checkOtherFile(
+  dataFile: string | undefined,
+  { filename }: CreateContext,
+): void {
   if (dataFile === undefined) return;
   if (canonicalName(dataFile) !== canonicalName(filename)) return;
   throw invalid(`'${nameText(filename)}' cannot be its own data file`);
+}
+
+/** Open the existing data file that the new image is to use. */
+function openKept(options: OptionValues, context: CreateContext) {
+  const name = options.data_file as string;
+  checkOtherFile(name, context);
+  return context.createNamed(name, { keep: true });
 }
 
 /** The encryption of the new image, if its options ask for one. */

@@ -7,7 +7,7 @@
  * |---|---|
  * | 63 | COPIED: the refcount is exactly one |
  * | 62 | compressed: bits 0 to 61 are a compressed cluster descriptor |
- * | 9-55 | host offset; with an external data file, 0 is one if COPIED is set |
+ * | 9-55 | host offset; with an external data file, 0 is one if COPIED is set, but not ZERO |
  * | 0 | the cluster reads as zeroes; without a meaning in extended entries |
  *
  * An extended entry continues with 64 bits for its 32 subclusters: which of
@@ -503,7 +503,10 @@ export class L2Layout {
   }
 
   #hasPlace(high: number, low: number): boolean {
-    return ((high & (OFFSET_HIGH | this.#place)) | (low & OFFSET_LOW)) !== 0;
+    if (((high & OFFSET_HIGH) | (low & OFFSET_LOW)) !== 0) return true;
+    // As in QEMU, a standard entry that reads as zeroes has none at offset 0.
+    return (high & this.#place) !== 0 &&
+      (this.isExtended || (low & ZERO) === 0);
   }
 
   #compressedHigh(high: number): number {

@@ -1,6 +1,15 @@
 /** Images with an external data file, compared with qemu-img's. @module */
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
-import { BDRV, mustSkip, qemuIoIn, run, runOk, TempDir } from "../qemu.ts";
+import {
+  BDRV,
+  installedRelease,
+  mustSkip,
+  qemuIoIn,
+  qemuTest,
+  run,
+  runOk,
+  TempDir,
+} from "../qemu.ts";
 import { besideQemu, type Folders, words } from "./beside.ts";
 
 async function prepare(cwd: string): Promise<void> {
@@ -255,3 +264,73 @@ Deno.test({
     }
   },
 });
+
+Deno.test("a new data file is a plain file, as in QEMU since 10.2, whatever its name begins with", async () => {
+  const cases: [name: string, newest: string, former: string][] = [
+    [
+      "nbd:unix:/nowhere/socket",
+      "Could not create 'nbd:unix:/nowhere/socket': No such file or directory",
+      "Failed to connect to '/nowhere/socket': No such file or directory",
+    ],
+    [
+      "null-co://",
+      "Could not create 'null-co://'",
+      "Driver 'null-co' does not support image creation",
+    ],
+    ["raw:data", "Unknown protocol 'raw'", "Unknown protocol 'raw'"],
+    ["strange:data", "Unknown protocol 'strange'", "Unknown protocol"],
+    ["json:{}", "requires a file name", "Unknown protocol 'json'"],
+    ["file:data", "", ""],
+    ["./strange:data", "", ""],
+  ];
+  for (const [name, newest, former] of cases) {
+    for (const [release, message] of [["11.1", newest], ["7.2", former]]) {
+      await using folder = new TempDir();
+      const call = `create -q -f qcow2 -o data_file=${name} disk 1M`;
+      const { code, stderr } = await run(
+        [...BDRV, "qemu-img", ...words(call)],
+        { cwd: folder.path, env: { BDRV_QEMU_VERSION: release } },
+      );
+      assertStringIncludes(stderr, message, `${release}: ${call}`);
+      assertEquals(code, message === "" ? 0 : 1, `${release}: ${call}`);
+      const files = [...Deno.readDirSync(folder.path)].length;
+      assertEquals(files, message === "" ? 2 : 0, `${release}: ${call}`);
+    }
+  }
+});
+
+Deno.test("an existing data file is opened before other options are checked", async () => {
+  await using folder = new TempDir();
+  const call = "create -f qcow2 -o data_file=missing,keep_data_file=on disk 1M";
+  const { code, stderr } = await run([...BDRV, "qemu-img", ...words(call)], {
+    cwd: folder.path,
+  });
+  assertStringIncludes(stderr, "Could not open 'missing'");
+  assertEquals(code, 1);
+  assertEquals([...Deno.readDirSync(folder.path)].length, 0);
+});
+
+qemuTest(
+  "map: a cluster of zeroes at the start of a data file is shown as by QEMU",
+  async () => {
+    await using folder = new TempDir();
+    const cwd = folder.path;
+    const env = { BDRV_QEMU_VERSION: installedRelease() };
+    for (const isRaw of ["on", "off"]) {
+      const options = `data_file=data,data_file_raw=${isRaw}`;
+      const call = `qemu-img create -f qcow2 -o ${options} disk 1M`;
+      await runOk(words(call), { cwd });
+      await qemuIoIn(cwd)(
+        "disk",
+        "write -P 1 0 192k",
+        "write -z 0 128k",
+        "write -z 192k 64k",
+      );
+      for (const output of ["json", "human"]) {
+        const call = ["qemu-img", "map", `--output=${output}`, "disk"];
+        const ours = await runOk([...BDRV, ...call], { cwd, env });
+        assertEquals(ours, await runOk(call, { cwd }));
+      }
+    }
+  },
+);

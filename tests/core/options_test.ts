@@ -44,6 +44,9 @@ Deno.test("parseSize() takes what qemu-img takes", () => {
     ["1e3", undefined],
     ["0x1.8k", undefined],
     ["NaN", undefined],
+    ["9223372036854775807", 2 ** 63 - 1024],
+    ["9223372036854775808", 2 ** 63],
+    ["18446744073709551615", 2 ** 64 - 2048],
   ];
   for (const [text, size] of cases) assertEquals(parseSize(text), size, text);
 });

@@ -59,9 +59,9 @@ Deno.test("kind() decodes standard entries", () => {
     [1n << 55n, "normal", "normal"],
     // Reserved bits are not part of the offset.
     [1n << 56n | 0x1fen, "unallocated", "unallocated"],
-    // With a data file, offset 0 is valid.
+    // With a data file, offset 0 is valid, but not for zeroes.
     [COPIED, "unallocated", "normal"],
-    [COPIED | 1n, "zero", "zeroAllocated"],
+    [COPIED | 1n, "zero", "zero"],
     [COMPRESSED | HOST, "compressed", "compressed"],
     [COPIED | COMPRESSED | 1n, "compressed", "compressed"],
   ];
