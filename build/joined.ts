@@ -159,6 +159,7 @@ async function join(
   }
   const { outputFiles: [{ text }] } = await esbuild.build({
     stdin: { contents: lines.join("\n"), resolveDir: folder },
+    absWorkingDir: folder,
     outfile: `${folder}/${path}`,
     bundle: true,
     write: false,
@@ -167,13 +168,20 @@ async function join(
     plugins: [{
       name: "others",
       setup(build) {
-        build.onResolve({ filter: /^/ }, ({ path: named, resolveDir }) => {
-          if (!named.startsWith(".")) return { external: true };
-          const { pathname } = new URL(named, `file://${resolveDir}/`);
-          const target = pathname.slice(folder.length + 1);
-          if (members.includes(target)) return { path: pathname };
-          return { path: relative(path, target), external: true };
-        });
+        build.onResolve(
+          { filter: /^/ },
+          ({ path: named, resolveDir, kind }) => {
+            if (!named.startsWith(".")) return { external: true };
+            const { pathname } = new URL(named, `file://${resolveDir}/`);
+            const target = pathname.slice(folder.length + 1);
+            // A member that is imported dynamically from here, too, would be
+            // wrapped in a function, and could not be left out in part.
+            const isMember = kind !== "dynamic-import" &&
+              members.includes(target);
+            if (isMember) return { path: pathname };
+            return { path: relative(path, target), external: true };
+          },
+        );
       },
     }],
   });

@@ -55,7 +55,8 @@ export function helpCommand(
     operands: "[COMMAND]",
     options: [HELP],
     notes: "'bdrv help COMMAND' is 'bdrv COMMAND --help'; without a command, " +
-      "all are listed.",
+      "all are listed. 'bdrv help qemu-img', qemu-io and qemu-nbd show what " +
+      "those programs accept.",
 
     async run(invocation) {
       for (const _ of invocation.options()) {

@@ -34,7 +34,10 @@ export async function main(args: readonly string[]): Promise<number> {
   let rest = [...args];
   if (!Object.hasOwn(PROGRAMS, name) || name === "bdrv") {
     name = "bdrv";
-    if (rest.length > 0 && Object.hasOwn(PROGRAMS, rest[0])) {
+    const [first, second] = rest;
+    if (first === "help" && Object.hasOwn(PROGRAMS, second)) {
+      [, name, ...rest] = [...rest, "--help"];
+    } else if (first !== undefined && Object.hasOwn(PROGRAMS, first)) {
       [name, ...rest] = rest;
     }
   }

@@ -1,9 +1,10 @@
 /**
- * Cancelling requests.
+ * Cancelling requests, and letting others have a turn.
  *
  * @module
  */
 import { BlockError } from "./errors.ts";
+import { giveWay } from "./runtime.ts";
 
 /** The longest delay of a timer, in milliseconds; longer ones end at once. */
 export const LONGEST_DELAY = 2 ** 31 - 1;
@@ -80,5 +81,44 @@ export async function delay(
     await unlessAborted(waiting, signal);
   } finally {
     clearTimeout(timer);
+  }
+}
+
+/** Longest time without yielding, in milliseconds. */
+const SLICE = 100;
+
+/**
+ * Yields now and then. Requests to local files are synchronous, so a job that
+ * makes only those would let no signal and no timer through until its end.
+ */
+export class Pace {
+  readonly #signal?: AbortSignal;
+  #since = performance.now();
+
+  /** `signal` cancels the job. */
+  constructor(signal?: AbortSignal) {
+    this.#signal = signal;
+  }
+
+  /** Whether it is time to yield, or to stop; cheap to check at each step. */
+  get isDue(): boolean {
+    return this.#signal?.aborted === true ||
+      performance.now() - this.#since > SLICE;
+  }
+
+  /**
+   * Yield to other tasks.
+   *
+   * @throws {BlockError} ECANCELED if the job has been cancelled.
+   */
+  async rest(): Promise<void> {
+    await giveWay();
+    this.#since = performance.now();
+    this.check();
+  }
+
+  /** Throw ECANCELED if the job has been cancelled. */
+  check(): void {
+    checkSignal(this.#signal);
   }
 }

@@ -152,10 +152,14 @@ export class Access<R extends Run = Run> {
     for (let done = 0, known = first; !moves.hasFailed;) {
       const at = offset + done;
       const run = known ??
-        await moves.whileUnderWay(this.#map.find(at, length - done));
+        await moves.whileUnderWay(
+          unlessAborted(this.#map.find(at, length - done), flags?.signal),
+        );
       const part = sliceVector(iov, done, run.length);
       const reading = this.#readRun(run, at, part, flags);
-      if (reading && run.kind === "special") {
+      if (
+        reading && run.kind === "special" && run.length > SMALL_SPECIAL
+      ) {
         // Decoding takes memory: one run at a time.
         await moves.whileUnderWay(reading);
       } else if (reading) {
@@ -494,6 +498,9 @@ export class Access<R extends Run = Run> {
     return at - start;
   }
 }
+
+/** Most bytes of a special run that is read beside others. */
+const SMALL_SPECIAL = 64 * 1024;
 
 /** Most bytes of special runs reported as one extent. */
 const MAX_SPECIAL = 2 * 1024 * 1024;

@@ -39,11 +39,23 @@ const GROUPS: readonly [
   ["debug", ["event"], []],
 ];
 
-const LIMITS = [
+/** Limits that are multiples of `requestAlignment`; 0 means no limit. */
+const MULTIPLES = [
   "maxTransfer",
   "writeZeroesAlignment",
-  "maxWriteZeroes",
   "discardAlignment",
+] as const satisfies readonly (keyof RequestLimits)[];
+
+/** The largest requests, and the units they are best made in. */
+const LARGEST = [
+  ["maxWriteZeroes", "writeZeroesAlignment"],
+  ["maxDiscard", "discardAlignment"],
+] as const satisfies readonly (readonly (keyof RequestLimits)[])[];
+
+const LIMITS = [
+  "requestAlignment",
+  ...MULTIPLES,
+  "maxWriteZeroes",
   "maxDiscard",
 ] as const satisfies readonly (keyof RequestLimits)[];
 
@@ -111,14 +123,45 @@ function faultOfLimits(limits: unknown): string | undefined {
   if (typeof limits !== "object" || limits === null) {
     return `its 'limits' are ${valueText(limits)}`;
   }
-  const given = limits as { readonly [name: string]: unknown };
-  const isCount = (value: unknown, least: number) =>
-    value === undefined ||
-    typeof value === "number" && isExactSize(value) && value >= least;
-  const wrong = isCount(given.requestAlignment, 1)
-    ? LIMITS.find((name) => !isCount(given[name], 0))
-    : "requestAlignment";
-  return wrong && `its limit '${wrong}' is ${valueText(given[wrong])}`;
+  const given = limits as { readonly [name in keyof RequestLimits]: unknown };
+  const wrong = LIMITS.find((name) => {
+    const value = given[name];
+    return value !== undefined &&
+      !(typeof value === "number" && isExactSize(value) && value >= 0);
+  });
+  if (wrong) return `its limit '${wrong}' is ${valueText(given[wrong])}`;
+  return faultOfSizes(limits);
+}
+
+/** The largest alignment: a unit has to fit in memory. */
+const MAX_ALIGNMENT = 2 ** 30;
+
+/** Limits that contradict each other: no request could keep to all of them. */
+function faultOfSizes(limits: RequestLimits): string | undefined {
+  const { requestAlignment: unit = 1 } = limits;
+  const isWrong = (name: keyof RequestLimits, why: string) =>
+    `its limit '${name}' is ${limits[name]}, ${why}`;
+  if (unit > MAX_ALIGNMENT || !Number.isInteger(Math.log2(unit))) {
+    return isWrong(
+      "requestAlignment",
+      `not a power of two up to ${MAX_ALIGNMENT}`,
+    );
+  }
+  for (const name of MULTIPLES) {
+    const value = limits[name] || unit;
+    // Preferring less than what is required is harmless.
+    const isHarmless = name !== "maxTransfer" && value < unit;
+    if (value % unit !== 0 && !isHarmless) {
+      return isWrong(name, `not a multiple of ${unit}`);
+    }
+  }
+  for (const [name, preferred] of LARGEST) {
+    const least = Math.max(unit, limits[preferred] ?? 0);
+    if ((limits[name] || least) < least) {
+      return isWrong(name, `less than ${least}`);
+    }
+  }
+  return undefined;
 }
 
 /** Nodes that need not be checked. */
@@ -152,7 +195,9 @@ export function checkNode(
   const fault = safeFaultOf(value);
   if (fault === undefined) return;
   throw invalid(
-    `${what} must be an image or a node: ${fault}`,
+    unwrapped(value as Disk) === value
+      ? `${what} must be an image or a node: ${fault}`
+      : `${what} must be a node; of an image, pass the property 'node'`,
   );
 }
 
@@ -220,6 +265,11 @@ export function checkStoredName(name: unknown): void {
   );
 }
 
+/** A node's name in messages, which memory lacks. */
+function quoted(filename: string): string {
+  return filename === "" ? "it" : `'${filename}'`;
+}
+
 /** The error for writing to a read-only node. */
 export function cannotWrite(what: string, node: BlockNode): BlockError {
   let unable: BlockNode | undefined;
@@ -229,12 +279,12 @@ export function cannotWrite(what: string, node: BlockNode): BlockError {
   return unable
     ? new BlockError(
       "ENOTSUP",
-      `${what}: driver '${unable.driver.name}' cannot write to ` +
-        `'${unable.filename}'`,
+      `${what}: driver '${unable.driver.name}' cannot write` +
+        (unable.filename && ` to '${unable.filename}'`),
     )
     : new BlockError(
       "EACCES",
-      `${what}: '${node.filename}' was opened read-only`,
+      `${what}: ${quoted(node.filename)} was opened read-only`,
     );
 }
 

@@ -33,12 +33,14 @@ export interface BlockDriver extends DriverTraits {
    *
    * @param options As for `create`; `size` is that of `source`.
    * @param target Present if the target can seek.
+   * @param filename The name or path of the file that will hold it, if known.
    * @returns its bytes. Each part is valid until the next one is requested.
    */
   stream?(
     options: OptionValues,
     source: StreamSource,
     target?: StreamTarget,
+    filename?: string,
   ): AsyncIterable<Uint8Array>;
   /**
    * Whether a new image with these options is written front to back, by

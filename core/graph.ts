@@ -28,7 +28,7 @@ import {
 import type { OpenOptions } from "./open_options.ts";
 import type { RequestGate } from "./request_gate.ts";
 import type { Claimant, Permissions } from "./traits.ts";
-import { shortened } from "./values.ts";
+import { nodeText, shortened } from "./values.ts";
 
 /** How a node was opened, from which its name is made. */
 export interface Origin {
@@ -109,7 +109,7 @@ export class Edge {
 export class GraphNode {
   /** Absent while it is being opened. */
   node?: BlockNode;
-  /** Its name in messages: its `node-name`, or the file's name. */
+  /** Its name in messages: its `node-name`, or the file's or driver's name. */
   name = "";
   origin?: Origin;
   opened?: Reopening;
@@ -290,11 +290,17 @@ const graph = new WeakMap<BlockNode, GraphNode>();
 export function graphNodeOf(node: BlockNode): GraphNode {
   let known = graph.get(node);
   if (!known) {
-    known = new GraphNode();
-    known.isForeign = true;
-    known.phase = "open";
-    known.node = node;
-    known.name = shortened(node.filename);
+    // A wrapper shares the entry with the node in it.
+    const inner = withoutWrappers(node);
+    known = graph.get(inner);
+    if (!known) {
+      known = new GraphNode();
+      known.isForeign = true;
+      known.phase = "open";
+      known.name = shortened(node.filename) || node.driver.name;
+      graph.set(inner, known);
+    }
+    if (known.isForeign) known.node = node;
     graph.set(node, known);
   }
   return known;
@@ -320,7 +326,7 @@ export function findGraphNode(node: BlockNode): GraphNode | undefined {
 export function usable(node: BlockNode): GraphNode {
   const known = graphNodeOf(node);
   if (known.phase === "closing" || known.phase === "closed") {
-    throw new BlockError("EBADF", `'${shortened(node.filename)}' is closed`);
+    throw new BlockError("EBADF", `${nodeText(node)} is closed`);
   }
   return known;
 }

@@ -18,10 +18,10 @@ import {
 } from "./graph.ts";
 import { Mutex } from "./lock.ts";
 import type { BlockNode, Disk } from "./node.ts";
-import { openFilter } from "./open.ts";
+import { givenNode, openFilter } from "./open.ts";
 import type { OpenOptions } from "./open_options.ts";
 import type { StackObject } from "./spec.ts";
-import { shortened } from "./values.ts";
+import { nodeText, shortened } from "./values.ts";
 
 /**
  * Held while a graph is changed, and taken only after draining: waiting for
@@ -66,13 +66,14 @@ export async function replaceChild(
   below: Disk,
 ): Promise<void> {
   const parent = nodeOf("The parent", above);
-  const child = nodeOf("The child", below);
+  const what = "The child";
+  const child = await givenNode(what, nodeOf(what, below));
   using _drained = await drain(parent);
   using _ = await changing.lock();
   const user = usable(parent);
   const edge = user.children.get(role);
   if (!edge) {
-    throw invalid(`'${shortened(parent.filename)}' has no child '${role}'`);
+    throw invalid(`${nodeText(parent)} has no child '${role}'`);
   }
   const before = edge.target;
   const next = usable(child);
@@ -109,7 +110,7 @@ function checkFit(
 
 function unfit(role: string, before: BlockNode, child: BlockNode): BlockError {
   return invalid(
-    `Cannot replace '${role}' by '${shortened(child.filename)}', which has ` +
+    `Cannot replace '${role}' by ${nodeText(child)}, which has ` +
       `${child.size} bytes: it has ${before.size}`,
   );
 }
@@ -156,7 +157,7 @@ export async function insertFilter(
   using _ = await changing.lock();
   const below = usable(node);
   if (!below.isHeld) {
-    throw invalid(`There is no user of '${shortened(node.filename)}'`);
+    throw invalid(`There is no user of ${nodeText(node)}`);
   }
   const filter = await openFilter(description, node, options);
   await checkSize(node, filter);
@@ -208,7 +209,7 @@ async function checkSize(node: BlockNode, filter: BlockNode): Promise<void> {
   const { name } = filter.driver;
   await graphNodeOf(filter).lose().catch(() => {});
   throw invalid(
-    `Cannot put '${name}' above '${shortened(node.filename)}': it has ` +
+    `Cannot put '${name}' above ${nodeText(node)}: it has ` +
       `${filter.size} bytes then, not ${node.size}`,
   );
 }

@@ -44,7 +44,7 @@ import { claimsOf, openNode } from "./open.ts";
 import { checkOpenOptions, type OpenOptions } from "./open_options.ts";
 import { describeSource, isSource } from "./sources.ts";
 import type { Source } from "./spec.ts";
-import { valueText } from "./values.ts";
+import { nodeText, valueText } from "./values.ts";
 
 /**
  * Bytes transferred through a handle so far.
@@ -108,8 +108,9 @@ export async function openImage(
   } catch (thrown) {
     const error = asBlockError(thrown);
     const saysWhat = error.message.startsWith("Could not open '");
-    if (saysWhat || !isSource(source)) throw error;
-    throw error.prefixed(`Could not open '${describeSource(source)}': `);
+    const name = isSource(source) ? describeSource(source) : "";
+    if (saysWhat || name === "") throw error;
+    throw error.prefixed(`Could not open '${name}': `);
   }
 }
 
@@ -497,11 +498,10 @@ export class Image implements AsyncDisposable {
       );
     }
     if (options !== undefined) checkOptions("check", options, CHECK_OPTIONS);
-    if (options?.repair) checkOptions("check", options.repair, REPAIRS);
-    return await this.#request(
-      options?.signal,
-      (node) => node.image!.check!(options),
-    );
+    const check = (node: BlockNode) => node.image!.check!(options);
+    if (!options?.repair) return await this.#query(options?.signal, check);
+    checkOptions("check", options.repair, REPAIRS);
+    return await this.#request(options.signal, check);
   }
 
   /**
@@ -622,7 +622,12 @@ export class Image implements AsyncDisposable {
 
   #checkOpen(): void {
     if (this.#closed) {
-      throw new BlockError("EBADF", `Image '${this.filename}' is closed`);
+      throw new BlockError(
+        "EBADF",
+        this.filename
+          ? `Image '${this.filename}' is closed`
+          : "Image is closed",
+      );
     }
   }
 
@@ -654,7 +659,7 @@ export class Image implements AsyncDisposable {
     throw new OutOfRangeError(
       `Cannot ${verb} ${valueText(length)} bytes at offset ${
         valueText(offset)
-      }: '${this.filename}' has ${size} bytes`,
+      }: ${nodeText(this.node)} has ${size} bytes`,
     );
   }
 

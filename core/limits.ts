@@ -28,6 +28,20 @@ export async function applyLimits(node: BlockNode): Promise<BlockNode> {
   return alignRequests(split);
 }
 
+/** What users see of nodes that the caller made: the same for all of them. */
+const wrappers = new WeakMap<BlockNode, Promise<BlockNode>>();
+
+/** As {@linkcode applyLimits}, for a node that may have other users. */
+export async function applyLimitsOnce(node: BlockNode): Promise<BlockNode> {
+  const known = wrappers.get(node);
+  if (known) return await known;
+  const making = applyLimits(node);
+  wrappers.set(node, making);
+  const wrapper = await making;
+  wrappers.set(wrapper, making);
+  return wrapper;
+}
+
 /** A wrapper that splits requests, if the limits require it. */
 function splitRequests(node: BlockNode): BlockNode {
   if (!node.limits) return node;

@@ -301,27 +301,34 @@ export interface Extent {
 }
 
 /**
- * Limits on the requests to a node.
+ * Limits on the requests to a node. It never sees others once it has been
+ * opened, or passed to `openImage` or to a parent: the core wraps it to round
+ * and to split them. 0 means no limit.
  *
  * @category Drivers
  */
 export interface RequestLimits {
   /**
    * Offsets and lengths of reads and writes must be multiples of this, in
-   * bytes. Default 1. The driver never sees others: the core wraps the node to
-   * round them. If the size is not a multiple, requests may extend to the next
-   * one.
+   * bytes: a power of two up to 1 GiB. Default 1. If the size is not a multiple,
+   * requests may extend to the next one.
    */
   requestAlignment?: number;
-  /** Largest read or write, in bytes. */
+  /** Largest read or write, in bytes; a multiple of `requestAlignment`. */
   maxTransfer?: number;
-  /** Writing zeroes is best done in multiples of this, in bytes. */
+  /**
+   * Writing zeroes is best done in multiples of this, in bytes; a multiple of
+   * `requestAlignment`.
+   */
   writeZeroesAlignment?: number;
-  /** Largest write of zeroes, in bytes. */
+  /** Largest write of zeroes, in bytes; at least one such unit. */
   maxWriteZeroes?: number;
-  /** Discarding is best done in multiples of this, in bytes. */
+  /**
+   * Discarding is best done in multiples of this, in bytes; a multiple of
+   * `requestAlignment`.
+   */
   discardAlignment?: number;
-  /** Largest discard, in bytes. */
+  /** Largest discard, in bytes; at least one such unit. */
   maxDiscard?: number;
 }
 

@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { checkSignal, unlessAborted } from "./abort.ts";
 import {
   adoptNode,
   checkDriverOptions,
@@ -68,10 +69,8 @@ export async function openNode(
   source: Source | BlockNode,
   options: OpenOptions = {},
 ): Promise<BlockNode> {
-  if (isNode(source)) {
-    checkNode("The source", source);
-    return source;
-  }
+  checkSignal(options.signal);
+  if (isNode(source)) return await givenNode("The source", source);
   let stack = toStack(source);
   if (options.format !== undefined) {
     stack = applyFormat(stack, options.format);
@@ -91,12 +90,19 @@ function topPlace({ readOnly = false, forceShare }: OpenOptions): Place {
   return { depth: 0, readOnly, forceShare };
 }
 
-/** Attach a root to an opened node, with its user's claims. */
+/** Attach a root to a node once it is open, with its user's claims. */
 async function claimed(
   opened: Promise<BlockNode>,
   options: OpenOptions,
 ): Promise<BlockNode> {
-  const node = await opened;
+  let node: BlockNode;
+  try {
+    node = await unlessAborted(opened, options.signal);
+  } catch (error) {
+    // After an abort, the node may still be opened.
+    opened.then(closeUnused, () => {});
+    throw error;
+  }
   try {
     attachRoot(node, claimsOf(node, options));
   } catch (error) {
@@ -134,6 +140,12 @@ export async function openFilter(
   const driver = await loadDriver(getDriver(name));
   if (driver.role !== "filter") throw invalid(`'${name}' is not a filter`);
   const { childRole = "file" } = driver;
+  if (others[childRole] !== undefined) {
+    throw invalid(
+      `The child '${childRole}' of '${name}' is the node below the filter; ` +
+        "its description cannot name another",
+    );
+  }
   const place = { ...topPlace(options), readOnly: child.readOnly };
   return await openDriver(
     driver,
@@ -148,6 +160,7 @@ export async function openProtocol(
   source: Source,
   options: OpenOptions = {},
 ): Promise<BlockNode> {
+  checkSignal(options.signal);
   return await claimed(
     openStack(
       protocolStack(source),
@@ -165,7 +178,7 @@ async function openStack(
   place: Place,
   wantProtocol: boolean,
 ): Promise<BlockNode> {
-  if (isNode(source)) return source;
+  if (isNode(source)) return await givenNode("The child 'file'", source);
   let stack: StackObject;
   if (
     typeof source === "string" || source instanceof URL || heldKind(source)
@@ -351,7 +364,7 @@ async function openDriver(
     forceShare,
     options,
   });
-  inGraph.name = common.name ?? shortened(filename);
+  inGraph.name = common.name ?? (shortened(filename) || driver.name);
   const pending: Pending = {
     driver,
     options,
@@ -433,8 +446,23 @@ async function keepingLimits(node: BlockNode): Promise<BlockNode> {
   // Most limits are about writing, and the node may stay read-only.
   const hasOnRead = limits.maxTransfer || (limits.requestAlignment ?? 1) > 1;
   if (readOnly && !setMode && !hasOnRead) return node;
-  const { applyLimits } = await import("./limits.ts");
-  return await applyLimits(node);
+  const { applyLimitsOnce } = await import("./limits.ts");
+  return await applyLimitsOnce(node);
+}
+
+/**
+ * A node that the caller passed in, with a wrapper if it is the caller's own and
+ * has limits.
+ *
+ * @param what What messages call it.
+ * @throws {BlockError} EINVAL if it is no node.
+ */
+export async function givenNode(
+  what: string,
+  node: BlockNode,
+): Promise<BlockNode> {
+  checkNode(what, node);
+  return !node.limits || isInUse(node) ? node : await keepingLimits(node);
 }
 
 /** Whether a node is in the graph already. */
@@ -552,13 +580,13 @@ async function openChild(
   const { options, filename, opening, place } = pending;
   const given = description ?? options[name];
   if (isNode(given)) {
-    checkNode(`The child '${name}'`, given);
-    if (opening.kept?.some(({ node }) => node === given)) {
+    const node = await givenNode(`The child '${name}'`, given);
+    if (opening.kept?.some((kept) => kept.node === node)) {
       const { adjust } = await import("./kept_nodes.ts");
-      await adjust(given, () => settingsOf(opening, place));
+      await adjust(node, () => settingsOf(opening, place));
     }
-    adoptChild(pending, name, given);
-    return given;
+    adoptChild(pending, name, node);
+    return node;
   }
   if (given === undefined || given === null) {
     throw new BlockError(

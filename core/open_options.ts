@@ -98,8 +98,8 @@ export interface OpenOptions {
    */
   withoutKeys?: boolean;
   /**
-   * Cancels slow operations such as deriving the key of an encrypted image:
-   * opening fails with ECANCELED.
+   * Cancels opening, which fails with ECANCELED at once. What is being opened is
+   * closed as soon as its driver is done.
    */
   signal?: AbortSignal;
   /**

@@ -5,9 +5,11 @@
  *
  * @module
  */
+import { checkSignal } from "./abort.ts";
 import { allocate, roundUp, viewOf } from "./bytes.ts";
 import type { BlockNode } from "./node.ts";
 import { readPadded } from "./requests.ts";
+import { SharedLoads } from "./shared_loads.ts";
 
 const PAGE_BYTES = 64 * 1024;
 /** Bytes of a table read or written at once. */
@@ -40,6 +42,7 @@ export class PagedTable {
   readonly #pageEntries: number;
   /** By index, in the order of loading. */
   readonly #pages = new Map<number, DataView>();
+  readonly #loads = new SharedLoads();
   /** Units that differ from the file, by index. */
   #dirty = new Set<number>();
   /**
@@ -74,15 +77,49 @@ export class PagedTable {
   }
 
   /** Load the page of an entry. */
-  async load(index: number): Promise<void> {
+  load(index: number): Promise<void> {
     const number = Math.floor(index / this.#pageEntries);
+    return this.#loads.run(
+      number,
+      () => this.#read(number),
+      (bytes) => this.#keep(number, bytes),
+    );
+  }
+
+  async #read(number: number): Promise<Uint8Array> {
     const bytes = allocate(PAGE_BYTES);
     const start = this.#layout.offset + number * PAGE_BYTES;
     await readPadded(this.#file, start, [bytes]);
-    // Another caller may have loaded and changed it meanwhile.
+    return bytes;
+  }
+
+  #keep(number: number, bytes: Uint8Array): void {
+    // It may have been loaded and changed meanwhile.
     if (this.#pages.has(number)) return;
     this.#makeRoom();
-    this.#pages.set(number, new DataView(bytes.buffer, bytes.byteOffset));
+    this.#pages.set(number, viewOf(bytes));
+  }
+
+  /**
+   * Visit the first entries, as {@linkcode readEntries} does. The first call
+   * keeps the pages, so that lookups need not read them again.
+   */
+  async readAll(
+    count: number,
+    visit: (view: DataView, at: number, index: number) => void | Promise<void>,
+    signal?: AbortSignal,
+  ): Promise<void> {
+    const { offset, entrySize } = this.#layout;
+    const length = roundUp(count * entrySize, PAGE_BYTES);
+    const table = { offset, length, entrySize };
+    const isFirst = this.#pages.size === 0;
+    await readEntries(this.#file, table, (view, at, index) => {
+      const isPage = at % PAGE_BYTES === 0;
+      if (isFirst && isPage && this.#pages.size < MAX_PAGES) {
+        this.#keep(index / this.#pageEntries, pageAt(view, at));
+      }
+      return index < count ? visit(view, at, index) : undefined;
+    }, signal);
   }
 
   #makeRoom(): void {
@@ -138,6 +175,15 @@ export class PagedTable {
   }
 }
 
+/** A copy of a page in a piece; past the end of the file, it is zero. */
+function pageAt(piece: DataView, at: number): Uint8Array {
+  const { buffer, byteOffset, byteLength } = piece;
+  const bytes = allocate(PAGE_BYTES);
+  const length = Math.min(PAGE_BYTES, byteLength - at);
+  bytes.set(new Uint8Array(buffer, byteOffset + at, length));
+  return bytes;
+}
+
 /** The extent of a table, in bytes. */
 export interface TableExtent {
   readonly offset: number;
@@ -153,13 +199,15 @@ export async function readEntries(
   file: BlockNode,
   { offset, length: claimed, entrySize }: TableExtent,
   visit: (view: DataView, at: number, index: number) => void | Promise<void>,
+  signal?: AbortSignal,
 ): Promise<void> {
   const stored = Math.max(0, roundUp(file.size - offset, entrySize));
   const length = Math.min(claimed, stored);
   const bytes = allocate(Math.min(PIECE_BYTES, length));
   for (let done = 0; done < length; done += bytes.length) {
     const piece = bytes.subarray(0, Math.min(bytes.length, length - done));
-    await readPadded(file, offset + done, [piece]);
+    checkSignal(signal);
+    await readPadded(file, offset + done, [piece], { signal });
     const view = viewOf(piece);
     for (let at = 0; at < piece.length; at += entrySize) {
       const visited = visit(view, at, (done + at) / entrySize);

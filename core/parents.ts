@@ -52,7 +52,8 @@ export function parentNames(
 
 /**
  * Open the parent as `backing`: the user's description, or else the first of
- * its names that exists; `undefined` if backing files are not wanted.
+ * its names that exists and is permitted; `undefined` if backing files are not
+ * wanted.
  *
  * @param isParent Whether a file is the parent that the image was created from.
  * Not called for the user's description.
@@ -85,15 +86,15 @@ async function firstOf(
   context: OpenContext,
   format: string,
 ): Promise<BlockNode | undefined> {
-  let missing: BlockError | undefined;
+  let failure: BlockError | undefined;
   for (const name of names) {
     try {
       return await context.openImplicit("backing", name, format);
     } catch (error) {
       const cause = asBlockError(error);
-      if (cause.code !== "ENOENT") throw cause;
-      missing ??= cause;
+      if (cause.code !== "ENOENT" && cause.code !== "EACCES") throw cause;
+      failure ??= cause;
     }
   }
-  throw missing!;
+  throw failure!;
 }

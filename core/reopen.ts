@@ -32,7 +32,7 @@ import { loadTables } from "./registry.ts";
 import { isDescription, toStack } from "./sources.ts";
 import { isNode } from "./spec.ts";
 import type { Permissions } from "./traits.ts";
-import { isPlainObject, shortened, valueText } from "./values.ts";
+import { isPlainObject, nodeText, valueText } from "./values.ts";
 
 /**
  * How to reopen an image. Whatever is absent stays as it is.
@@ -83,7 +83,7 @@ function described(top: GraphNode): GraphNode {
   if (at.opened) return at;
   throw new BlockError(
     "ENOTSUP",
-    `'${shortened(top.node!.filename)}' cannot be opened once more: it was ` +
+    `${nodeText(top.node!)} cannot be opened once more: it was ` +
       "not opened by its description",
   );
 }
@@ -148,7 +148,7 @@ function changeBelow(
   const before = description[role] ?? {};
   if (isNode(before)) {
     throw invalid(
-      `Cannot change options of '${shortened(before.filename)}', which was ` +
+      `Cannot change options of ${nodeText(before)}, which was ` +
         "opened by itself",
     );
   }

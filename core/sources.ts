@@ -71,7 +71,8 @@ function namedStack(source: Source): StackObject {
 
 /** Check that a source is the description of a stack. */
 export function checkedStack(source: unknown): StackObject {
-  if (isPlainObject(source)) return source;
+  const isOpen = isNode(source);
+  if (!isOpen && isPlainObject(source)) return source;
   const held = heldStack(source);
   if (held && findDriver(held.driver)) return held;
   if (held) {
@@ -83,8 +84,8 @@ export function checkedStack(source: unknown): StackObject {
     );
   }
   throw invalid(
-    `Cannot open ${valueText(source)}: a file name or the description of a ` +
-      "stack is needed",
+    `Cannot open ${isOpen ? "what is open already" : valueText(source)}: a ` +
+      "file name or the description of a stack is needed",
   );
 }
 

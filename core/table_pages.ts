@@ -11,14 +11,17 @@
  *
  * @module
  */
-import { allocate, roundDown, SECTOR_SIZE } from "./bytes.ts";
+import { allocate, divideUp, roundDown, SECTOR_SIZE } from "./bytes.ts";
 import { Mutex } from "./lock.ts";
 import type { BlockNode } from "./node.ts";
 import { readPadded } from "./requests.ts";
+import { SharedLoads } from "./shared_loads.ts";
 
 const PAGE_SIZE = 16 * 1024;
 /** Pages kept in memory for all files of an image, unless more have changed. */
 const MAX_PAGES = 1024;
+/** Those that directories may fill when an image is opened. */
+const MAX_PRELOADED = 256;
 
 interface Page {
   readonly owner: Map<number, Page>;
@@ -40,6 +43,11 @@ export class ImageTables {
 
   constructor(step: Step) {
     this.step = step;
+  }
+
+  /** Pages that may be loaded before they are needed. */
+  get room(): number {
+    return Math.max(0, MAX_PRELOADED - this.#pages.size);
   }
 
   /** A page was loaded: make room for it. */
@@ -74,6 +82,7 @@ export class TablePages {
   readonly #isLittleEndian: boolean;
   /** By index, in the order of loading. */
   readonly #pages = new Map<number, Page>();
+  readonly #loads = new SharedLoads();
   #tables: Changes = new Map();
   #directories: Changes = new Map();
   readonly #flushing = new Mutex();
@@ -105,13 +114,42 @@ export class TablePages {
     return page?.view.getUint32(at % PAGE_SIZE, this.#isLittleEndian);
   }
 
+  /**
+   * Load a directory, before it is needed, as far as the budget allows: then a
+   * lookup waits for a table only.
+   */
+  async preload(at: number, length: number): Promise<void> {
+    const first = Math.floor(at / PAGE_SIZE);
+    const end = Math.min(at + length, this.#file.size);
+    const count = Math.min(
+      divideUp(end, PAGE_SIZE) - first,
+      this.#image.room,
+    );
+    if (count <= 0) return;
+    const pages = Array.from({ length: count }, () => allocate(PAGE_SIZE));
+    await readPadded(this.#file, first * PAGE_SIZE, pages);
+    for (const [i, bytes] of pages.entries()) this.#keep(first + i, bytes);
+  }
+
   /** Load the page of an entry. */
-  async load(at: number): Promise<void> {
+  load(at: number): Promise<void> {
     const index = Math.floor(at / PAGE_SIZE);
+    return this.#loads.run(
+      index,
+      () => this.#read(index),
+      (bytes) => this.#keep(index, bytes),
+    );
+  }
+
+  async #read(index: number): Promise<Uint8Array> {
     const bytes = allocate(PAGE_SIZE);
     await this.#image.step("l2_load", this.#file);
     await readPadded(this.#file, index * PAGE_SIZE, [bytes]);
-    // Another caller may have loaded and changed it meanwhile.
+    return bytes;
+  }
+
+  #keep(index: number, bytes: Uint8Array): void {
+    // It may have been loaded and changed meanwhile.
     if (this.#pages.has(index)) return;
     const view = new DataView(bytes.buffer, bytes.byteOffset, PAGE_SIZE);
     const page = { owner: this.#pages, index, view, pins: 0 };
@@ -182,6 +220,7 @@ export class TablePages {
   forget(): void {
     for (const page of this.#pages.values()) this.#image.remove(page);
     this.#pages.clear();
+    this.#loads.forget();
     this.#tables.clear();
     this.#directories.clear();
   }

@@ -91,6 +91,13 @@ export class TwoLevelMap implements BlockMap<TwoLevelRun> {
     this.#pages.useFile(file);
   }
 
+  /** Load the L1 table, of which a disk of `size` bytes needs the start. */
+  async preload(size: number): Promise<void> {
+    const { l1Offset, tableEntries } = this.#layout;
+    const entries = divideUp(size, this.unit * tableEntries);
+    await this.#pages.preload(l1Offset, entries * ENTRY_SIZE);
+  }
+
   /** Whether changes are waiting for a flush. */
   get isDirty(): boolean {
     return this.#pages.isDirty;

@@ -31,6 +31,15 @@ export function nameText(name: string): string {
   return name.length > MAX_NAME ? shortened(name, 255) : withoutSecrets(name);
 }
 
+/** A node in messages: by its file's name, if it has one. */
+export function nodeText(
+  { filename, driver }: { filename: string; driver: { name: string } },
+): string {
+  return filename === ""
+    ? `the ${driver.name} node`
+    : `'${shortened(filename)}'`;
+}
+
 /** A value in a message: short ones in full, large ones by their kind. */
 export function valueText(value: unknown): string {
   switch (typeof value) {

@@ -12,7 +12,7 @@
  * @module
  */
 import "./disposal.ts";
-import { Pace } from "./jobs/pace.ts";
+import { Pace } from "./abort.ts";
 import { compressWrapped, compressZstd } from "./codecs.ts";
 import { platform } from "./platform/mod.ts";
 import type { Zlib } from "./platform/platform.ts";

@@ -24,10 +24,12 @@ import {
 import { readPadded } from "../core/requests.ts";
 
 /** Apple's sparse images. */
-export const asifDriver = readOnlyDriver("asif", async (file) => {
+export const asifDriver = readOnlyDriver("asif", async (file, { purpose }) => {
   const header = await readHeader(file);
   const { size, chunkSize: clusterSize } = header;
-  return { size, map: new AsifMap(file, header), info: { clusterSize } };
+  const map = new AsifMap(file, header);
+  if (purpose !== "info") await map.preload();
+  return { size, map, info: { clusterSize } };
 });
 
 /** Offsets of the fields that are used. */
@@ -132,13 +134,13 @@ interface Entry {
   readonly place: number;
 }
 
-/** Data that must be loaded to map an offset. */
+/** Entries that must be loaded to map an offset. */
 class Missing {
-  /** Its offset in the file. */
-  readonly at: number;
+  /** Their offsets in the file. */
+  readonly places: readonly number[];
 
-  constructor(at: number) {
-    this.at = at;
+  constructor(...places: number[]) {
+    this.places = places;
   }
 }
 
@@ -175,8 +177,17 @@ class AsifMap extends ReadOnlyMap {
     for (;;) {
       const run = this.#runAt(offset, length);
       if (!(run instanceof Missing)) return run;
-      await this.#tables.load(run.at / ENTRY_SIZE);
+      await this.#load(run);
     }
+  }
+
+  /** Load the start of the directory, which is enough for most disks. */
+  async preload(): Promise<void> {
+    await this.#tables.load(this.#header.directory / ENTRY_SIZE);
+  }
+
+  async #load({ places }: Missing): Promise<void> {
+    await Promise.all(places.map((at) => this.#tables.load(at / ENTRY_SIZE)));
   }
 
   #runAt(offset: number, length: number): Run | Missing {
@@ -193,15 +204,19 @@ class AsifMap extends ReadOnlyMap {
     const group = table +
       Math.floor(inTable / groupChunks) * (groupChunks + 1) * ENTRY_SIZE;
     const inGroup = inTable % groupChunks;
-    const entry = this.#entryAt(group + inGroup * ENTRY_SIZE);
-    if (entry instanceof Missing) return entry;
+    const [entryAt, statesAt] = [inGroup, groupChunks].map((index) =>
+      group + index * ENTRY_SIZE
+    );
+    const entry = this.#entryAt(entryAt);
+    // A partial chunk needs both.
+    if (entry instanceof Missing) return new Missing(entryAt, statesAt);
     const { state, place } = entry;
     if (state === CHUNK.ABSENT && place === 0) return zero;
     if (place === 0 || (state !== CHUNK.WHOLE && state !== CHUNK.PARTIAL)) {
       throw unknown(`the chunk at ${offset - from}`, state);
     }
     if (state === CHUNK.WHOLE) return this.#data(place + from, most);
-    const states = this.#entryAt(group + groupChunks * ENTRY_SIZE);
+    const states = this.#entryAt(statesAt);
     if (states instanceof Missing) return states;
     if (states.place === 0) {
       throw damaged(`The states of the sectors are missing at ${offset}`);

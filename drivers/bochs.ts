@@ -25,6 +25,7 @@ import {
   u64,
 } from "../core/read_only.ts";
 import { readPadded } from "../core/requests.ts";
+import { SharedLoads } from "../core/shared_loads.ts";
 
 /** Bochs's growing images. */
 export const bochsDriver = readOnlyDriver("bochs", async (file) => {
@@ -122,6 +123,8 @@ function textAt(bytes: Uint8Array, at: number): string {
   return String.fromCharCode(...field.subarray(0, end < 0 ? undefined : end));
 }
 
+/** Most bitmaps read at once, for a request that spans several extents. */
+const MAX_TOGETHER = 16;
 /** Bitmaps kept in memory; those of larger extents have at most 2 KiB. */
 const MAX_BITMAPS = 256;
 
@@ -129,6 +132,7 @@ class BochsMap extends ReadOnlyMap {
   readonly #header: Header;
   /** By extent, in the order of loading. */
   readonly #bitmaps = new Map<number, Uint8Array>();
+  readonly #loads = new SharedLoads();
 
   constructor(file: BlockNode, header: Header) {
     super(file);
@@ -157,8 +161,19 @@ class BochsMap extends ReadOnlyMap {
   }
 
   async find(offset: number, length: number): Promise<Run> {
-    const extent = Math.floor(offset / this.#header.extentSize);
-    if (!this.#bitmaps.has(extent)) await this.#load(extent);
+    const { extentSize } = this.#header;
+    const extent = Math.floor(offset / extentSize);
+    if (!this.#bitmaps.has(extent)) {
+      const most = Math.min(
+        divideUp(offset + length, extentSize) - extent,
+        MAX_TOGETHER,
+      );
+      await Promise.all(Array.from({ length: most }, (_, i) => {
+        const loading = this.#load(extent + i);
+        // The failure of another one is reported in its turn.
+        return i === 0 ? loading : loading.catch(() => {});
+      }));
+    }
     const run = this.lookup(offset, length);
     if (!run) throw damaged(`Extent ${extent} goes past the end of the file`);
     return run;
@@ -174,17 +189,22 @@ class BochsMap extends ReadOnlyMap {
 
   async #load(extent: number): Promise<void> {
     const place = this.#placeOf(extent);
-    if (place === undefined) return;
-    const { extentSize } = this.#header;
-    const bitmap = allocate(divideUp(extentSize / SECTOR_SIZE, 8));
-    if (place + bitmap.length > this.file.size) {
-      throw damaged(`Extent ${extent} goes past the end of the file`);
-    }
-    await this.file.readv(place, [bitmap]);
-    if (this.#bitmaps.size >= MAX_BITMAPS) {
-      this.#bitmaps.delete(this.#bitmaps.keys().next().value!);
-    }
-    this.#bitmaps.set(extent, bitmap);
+    if (place === undefined || this.#bitmaps.has(extent)) return;
+    const read = async () => {
+      const { extentSize } = this.#header;
+      const bitmap = allocate(divideUp(extentSize / SECTOR_SIZE, 8));
+      if (place + bitmap.length > this.file.size) {
+        throw damaged(`Extent ${extent} goes past the end of the file`);
+      }
+      await this.file.readv(place, [bitmap]);
+      return bitmap;
+    };
+    await this.#loads.run(extent, read, (bitmap) => {
+      if (this.#bitmaps.size >= MAX_BITMAPS) {
+        this.#bitmaps.delete(this.#bitmaps.keys().next().value!);
+      }
+      this.#bitmaps.set(extent, bitmap);
+    });
   }
 }
 

@@ -162,8 +162,8 @@ class CloopMap extends ReadOnlyMap<ChunkRun<Chunk>> {
     for (;;) {
       const run = this.lookup(offset, length);
       if (run) return run;
-      await this.#table.load(block);
-      await this.#table.load(block + 1);
+      const missing = [block, block + 1].filter((i) => !this.#table.page(i));
+      await Promise.all(missing.map((index) => this.#table.load(index)));
     }
   }
 

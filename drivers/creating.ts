@@ -5,6 +5,9 @@
  * @module
  */
 import "./creating_raw.ts";
+import "./qcow2/allocation.ts";
 import "./qcow2/create.ts";
+import "./qcow2/header_encoding.ts";
 import "./qcow2/option_tables.ts";
-import "./writing.ts";
+import "./qcow2/overlap.ts";
+import "./qcow2/refcounts.ts";

@@ -4,9 +4,10 @@
  * @module
  */
 import "../core/limits.ts";
+import "./file/libc_file.ts";
 import "./file/size_limit.ts";
 import "./qcow2/allocation.ts";
+import "./qcow2/guest_data.ts";
 import "./qcow2/header_encoding.ts";
 import "./qcow2/overlap.ts";
 import "./qcow2/refcounts.ts";
-import "./reading.ts";

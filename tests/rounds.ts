@@ -9,7 +9,7 @@ import type { IoVector } from "../core/bytes.ts";
 import { filterNode } from "../core/filter.ts";
 import { type BlockNode, getDriver } from "../mod.ts";
 
-/** Counts the rounds of a node's reads and writes. */
+/** Counts the rounds of a node's reads, writes and block statuses. */
 export class Rounds {
   /** The node that responds in rounds. */
   readonly node: BlockNode;
@@ -26,6 +26,10 @@ export class Rounds {
       writev: async (offset: number, iov: IoVector) => {
         await this.#round();
         await file.writev!(offset, iov);
+      },
+      status: async (offset, length, flags) => {
+        await this.#round();
+        return await file.status(offset, length, flags);
       },
     });
   }

@@ -5,6 +5,7 @@
  * @module
  */
 import { QCOW2_WRONG_ORDERS } from "./write_orders_qcow2.ts";
+import { WHOLE_WRONG_ORDERS } from "./write_orders_whole.ts";
 import { swapped, type WrongOrder } from "./wrong_order.ts";
 
 /** A file of core is in the hands of several drivers. */
@@ -26,6 +27,7 @@ export const WRONG_ORDERS: readonly WrongOrder[] = [
   }),
 
   ...QCOW2_WRONG_ORDERS,
+  ...WHOLE_WRONG_ORDERS,
 
   // vhdx
   {

@@ -54,13 +54,14 @@ export async function describe(
 }
 
 function factsOf(
-  { image, chain, inspection }: Opened,
+  { image, chain, inspection, packing }: Opened,
   info: NodeInfo,
 ): (readonly [string, string])[] {
   const file = image.node.children.file;
   const facts: [string, string | undefined][] = [
     ["Image", chain[0].name],
     ["Format", image.format],
+    ["Packed in", packing.join(", ") || undefined],
     ["Verdict of inspect", inspection.verdict],
     ["Disk", bytesText(image.size)],
     ["Partition table", inspection.partitionTable?.type],

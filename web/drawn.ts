@@ -46,7 +46,11 @@ export function drawn(space: Space): DrawnSpace {
     looks,
     opacities,
     heading: headingOf(space),
-    legend: legendOf(space).map(({ name, text }) => ({ name, text })),
+    legend: legendOf(space).map(({ name, shade, text }) => ({
+      name,
+      opacity: opacityOf(shade),
+      text,
+    })),
     lines,
     moreLines,
   };

@@ -14,7 +14,7 @@ import type { DrawnSpace } from "./messages.ts";
 export type OnCell = (space: DrawnSpace, cell: number) => void;
 
 /** Rows that are added to a table at once: more would block the page. */
-const ROWS_AT_ONCE = 200;
+const ROWS_AT_ONCE = 50;
 /** Width of a picture, in CSS pixels. */
 const WIDTH = 512;
 
@@ -28,12 +28,15 @@ export function figureOf(
   const caption = element("figcaption", space.heading);
   const legend = element("ul");
   legend.className = "legend";
-  for (const { name, text } of space.legend) {
+  for (const { name, opacity, text } of space.legend) {
     const item = element("li");
     const swatch = element("span");
     swatch.className = "swatch";
-    swatch.style.background = cssColour(LOOKS[name]);
-    item.append(swatch, text);
+    const colour = cssColour(LOOKS[name]);
+    swatch.style.background = opacity === 1
+      ? colour
+      : `color-mix(in srgb, ${colour} ${100 * opacity}%, transparent)`;
+    item.append(swatch, element("span", text));
     legend.append(item);
   }
   const figure = element("figure");
@@ -88,6 +91,9 @@ function pictureOf(
     const y = Math.floor(event.offsetY * scale);
     const cell = cellAt(grid, x, y);
     if (cell !== undefined && cell !== current) mark(cell);
+  });
+  canvas.addEventListener("pointerleave", () => {
+    if (document.activeElement !== canvas) cursor.hidden = true;
   });
   canvas.addEventListener("focus", () => space.cells > 0 && mark(current));
   canvas.addEventListener("blur", () => cursor.hidden = true);

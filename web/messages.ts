@@ -142,6 +142,7 @@ export interface DrawnSpace {
   readonly heading: string;
   readonly legend: readonly {
     readonly name: LookName;
+    readonly opacity: number;
     readonly text: string;
   }[];
   /** The same in words, a line for each run of cells. */

@@ -5,6 +5,7 @@
  * @module
  */
 import { BlockError } from "../core/errors.ts";
+import { type Wrapping, wrappingOf } from "../core/formats.ts";
 import { type Image, openImage } from "../core/image.ts";
 import type { Inspection } from "../core/jobs/inspect.ts";
 import type { BlockNode } from "../core/node.ts";
@@ -25,14 +26,21 @@ export interface Opened {
   readonly locked?: string;
   /** What the image itself is, and what is suspicious about it. */
   readonly inspection: Inspection;
+  /** Archives and compressions that the image's file is in, outermost first. */
+  readonly packing: readonly string[];
   /** Let go of it, and of what it is in. */
   close(): Promise<void>;
 }
 
-/** One file of a chain, before the whole is opened. */
-interface Part {
-  readonly name: string;
+/** A file, or what is packed into it. */
+interface Content {
   readonly node: BlockNode;
+  readonly packing: readonly string[];
+}
+
+/** One file of a chain, before the whole is opened. */
+interface Part extends Content {
+  readonly name: string;
   readonly format: string;
   readonly size: number;
   readonly isEncrypted: boolean;
@@ -41,6 +49,9 @@ interface Part {
 
 /** Passphrases that the user has given, by the name of the layer. */
 export type Passphrases = ReadonlyMap<string, string>;
+
+/** Most archives and compressions around an image. */
+const MAX_WRAPPINGS = 4;
 
 /** Longest chain that is followed. */
 const MAX_CHAIN = 256;
@@ -165,6 +176,7 @@ async function openFrom(
     chain,
     locked,
     inspection,
+    packing: parts.found[0].packing,
     close: () => sources.close(),
   };
 }
@@ -174,8 +186,58 @@ interface Parts {
   readonly missing?: Layer;
 }
 
+/**
+ * What an archive or a compressed file holds, which is read where it lies;
+ * other files as they are.
+ *
+ * @throws {BlockError} ENOTSUP if it has to be unpacked first.
+ */
+async function unpacked(
+  name: string,
+  file: BlockNode,
+  sources: Sources,
+): Promise<Content> {
+  const packing: string[] = [];
+  let node = file;
+  for (let wrapping = await wrappingOfFile(node); wrapping;) {
+    const { what, driver } = wrapping;
+    const refuse = () =>
+      new BlockError(
+        "ENOTSUP",
+        `'${name}' is ${what}, and has to be unpacked first`,
+      );
+    if (driver === undefined || packing.length === MAX_WRAPPINGS) {
+      throw refuse();
+    }
+    await import("../mod.ts");
+    const stack = { driver: "raw", file: { driver, file: node } };
+    try {
+      const opening = openImage(stack, { readOnly: true, gate: "deny" });
+      node = (await sources.use(opening)).node;
+      wrapping = await wrappingOfFile(node);
+    } catch (error) {
+      throw (error as BlockError).code === "ENOTSUP" ? refuse() : error;
+    }
+    packing.push(driver);
+  }
+  return { node, packing };
+}
+
+/** What a file is that would otherwise be taken for a raw disk. */
+async function wrappingOfFile(
+  file: BlockNode,
+): Promise<Wrapping | undefined> {
+  const { guess, head } = await probe(file);
+  return guess.formats[0].name === "raw" ? wrappingOf(head) : undefined;
+}
+
 /** Look at one file, without what it refers to. */
-async function look(name: string, node: BlockNode): Promise<Part> {
+async function look(
+  name: string,
+  file: BlockNode,
+  sources: Sources,
+): Promise<Part> {
+  const { node, packing } = await unpacked(name, file, sources);
   const { formats } = (await probe(node)).guess;
   if (!formats.every((format) => AT_HAND.includes(format.name))) {
     await import("../mod.ts");
@@ -197,7 +259,7 @@ async function look(name: string, node: BlockNode): Promise<Part> {
     }
     const { format, size } = image;
     const { encrypted: isEncrypted = false, backingFile: backing } = info ?? {};
-    return { name, node, format, size, isEncrypted, backing };
+    return { name, node, packing, format, size, isEncrypted, backing };
   } finally {
     await image.close();
   }
@@ -209,7 +271,10 @@ async function filesChain(
 ): Promise<Parts> {
   const parts = new Map<string, Part>();
   for (const file of files) {
-    parts.set(file.name, await look(file.name, await sources.file(file)));
+    parts.set(
+      file.name,
+      await look(file.name, await sources.file(file), sources),
+    );
   }
   const named = new Set(
     [...parts.values()].map(({ backing }) => backing && baseName(backing)),
@@ -224,7 +289,7 @@ async function filesChain(
 }
 
 async function urlChain(url: string, sources: Sources): Promise<Parts> {
-  const top = await look(url, await sources.address(url));
+  const top = await look(url, await sources.address(url), sources);
   const folder = new URL(".", url).href;
   return await follow(top, async (backing, { name }) => {
     const address = URL.parse(backing, name)?.href;
@@ -232,7 +297,7 @@ async function urlChain(url: string, sources: Sources): Promise<Parts> {
     if (!address?.startsWith(folder)) {
       return "it is not next to the image, and was not asked for";
     }
-    return await look(address, await sources.address(address));
+    return await look(address, await sources.address(address), sources);
   });
 }
 

@@ -145,7 +145,11 @@ async function draw(): Promise<void> {
 
 function showFacts({ facts, findings }: Description): void {
   byId("inspection").replaceChildren(
-    ...findings.map((line) => element("li", line)),
+    ...findings.map((line) => {
+      const item = element("li", line);
+      [item.className] = line.split(":", 1);
+      return item;
+    }),
   );
   byId("facts").replaceChildren(
     ...facts.flatMap(([name, value]) => [

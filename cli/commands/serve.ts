@@ -1,8 +1,13 @@
 /** `serve`: export an image to NBD clients. @module */
+import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
 import { Image } from "../../core/image.ts";
 import { localSockets } from "../../core/platform/mod.ts";
 import { process } from "../../core/platform/this_process.ts";
-import type { SocketAddress } from "../../core/platform/sockets.ts";
+import {
+  addressText,
+  type Listener,
+  type SocketAddress,
+} from "../../core/platform/sockets.ts";
 import { serveNbd } from "../../mod.ts";
 import {
   type Command,
@@ -159,7 +164,7 @@ async function serve(invocation: Invocation): Promise<number> {
     detectZeroes: "off",
   });
   try {
-    const listener = await listenAt(address);
+    const listener = await listen(address);
     try {
       await using server = await serveNbd(new Image(node), listener, {
         name: settings.exportName,
@@ -199,6 +204,20 @@ async function freeAddress(settings: Settings): Promise<SocketAddress> {
   }
   if (!isTaken) return { path: absolute };
   throw new CommandError(`Another program listens on '${path}'`);
+}
+
+/** Listen; failures are about the address, not the image. */
+async function listen(address: SocketAddress): Promise<Listener> {
+  try {
+    return await listenAt(address);
+  } catch (thrown) {
+    const { code, cause, message, hint } = asBlockError(thrown);
+    // The cause has only the system's error.
+    const told = cause instanceof BlockError
+      ? `Cannot listen on ${addressText(address)}: ${strerror(code)}`
+      : message;
+    throw new CommandError(told, { cause: thrown, hint });
+  }
 }
 
 /** Report events on a terminal; logs get only errors. */

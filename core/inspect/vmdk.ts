@@ -128,7 +128,7 @@ async function inspectText(
     );
   }
   const text = utf8(bytes);
-  const type = /createtype="([^"]{0,63})"/i.exec(text)?.[1] ?? "";
+  const type = kindOf(text);
   const isOneFile = ONE_FILE.includes(type.toLowerCase());
   if (!isOneFile) {
     complain(
@@ -148,8 +148,23 @@ async function inspectText(
   if (away !== undefined) {
     complain(`an extent may be in another folder: '${nameText(away)}'`);
   }
-  if (!isOneFile) nameExtents(report, extents);
+  if (!isOneFile || start === 0) nameExtents(report, extents);
   nameParent(report, text);
+}
+
+/** Longer names of kinds are none. */
+const MAX_KIND = 63;
+
+/**
+ * The kind of an image. Programs differ in which of several statements counts,
+ * and in whether it may be part of a comment: the first one that is stored in
+ * several files, else the first one.
+ */
+function kindOf(text: string): string {
+  const kinds = [...text.matchAll(/createtype[ \t]*=[ \t]*"([^"]*)"/gi)]
+    .map(([, kind]) => kind.length > MAX_KIND ? "" : kind);
+  const other = kinds.find((kind) => !ONE_FILE.includes(kind.toLowerCase()));
+  return other ?? kinds[0] ?? "";
 }
 
 function utf8(bytes: string): string {
@@ -181,6 +196,10 @@ function nameExtents(report: Report, lines: readonly string[]): void {
     const match = /^\w+\s+(\d+)\s+(\w+)(?:\s+"([^"]*)")?/.exec(line);
     sectors += Number(match?.[1] ?? 0);
     const filename = match?.[3];
+    if (!filename && match?.[2].toUpperCase() !== "ZERO") {
+      report.danger("extents", `its extent '${nameText(line)}' is unclear`);
+      return;
+    }
     if (!filename || named.has(filename)) continue;
     named.add(filename);
     if (named.size <= 100) report.files.push({ role: "extent", filename });
@@ -196,7 +215,8 @@ function nameExtents(report: Report, lines: readonly string[]): void {
 }
 
 function nameParent(report: Report, text: string): void {
-  const filename = /^[ \t]*parentFileNameHint[ \t]*=[ \t]*"([^"\n]*)"/im
+  // QEMU finds the name anywhere, in a comment too.
+  const filename = /parentFileNameHint[ \t]*=?[ \t]*"?([^"\n]+)/i
     .exec(text)?.[1];
   const cid = /^[ \t]*parentCID[ \t]*=[ \t]*(?:0x)?([0-9a-f]{1,8})\b/im
     .exec(text)?.[1];

@@ -45,6 +45,8 @@ export interface BenchOptions {
   drain?: boolean;
   /** Write with FUA. Default: false. */
   fua?: boolean;
+  /** Cancels it: it fails with ECANCELED. */
+  signal?: AbortSignal;
 }
 
 /**
@@ -76,7 +78,7 @@ export async function bench(
   const node = options.write
     ? writableNodeOf("Cannot measure", disk)
     : nodeOf("The measured disk", disk);
-  await using job = new Job();
+  await using job = new Job(options.signal);
   const run = new BenchRun(job, job.use(node), options);
   const start = performance.now();
   try {
@@ -98,6 +100,7 @@ const BENCH_OPTIONS: { readonly [name: string]: OptionKind } = {
   flushInterval: { least: 0 },
   drain: "boolean",
   fua: "boolean",
+  signal: "object",
 };
 
 class BenchRun {
@@ -141,9 +144,10 @@ class BenchRun {
     const disk = this.#disk;
     const { write = false, step = buffer.length, fua, depth = 64 } =
       this.#options;
-    const { flushInterval = 0 } = this.#options;
+    const { flushInterval = 0, signal } = this.#options;
     const iov = [buffer];
-    const flags = { fua, background: depth > 1 };
+    const flags = { fua, background: depth > 1, signal };
+    const reading = signal && { signal };
     const { size } = disk.node;
     try {
       while (this.#unsent > 0) {
@@ -156,7 +160,7 @@ class BenchRun {
         if (turn) await turn;
         try {
           if (write) await disk.node.writev!(offset, iov, flags);
-          else await disk.node.readv(offset, iov);
+          else await disk.node.readv(offset, iov, reading);
         } finally {
           job.leave();
         }

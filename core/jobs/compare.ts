@@ -11,7 +11,7 @@ import type { BlockNode, Disk } from "../node.ts";
 import { nameOf } from "../node_names.ts";
 import { isEqual, isZero } from "../runtime.ts";
 import { Job, type JobNode } from "./job.ts";
-import { Pace } from "./pace.ts";
+import { Pace } from "../abort.ts";
 
 /**
  * How to compare.
@@ -201,9 +201,11 @@ class Comparison {
     try {
       return await this.#job.request(() => {
         const { node } = disk;
-        return chainStatus(node, offset, node.size - offset);
+        const { signal } = this.#options;
+        return chainStatus(node, offset, node.size - offset, { signal });
       });
     } catch (error) {
+      this.#pace.check();
       throw new CompareError(
         "status",
         offset,

@@ -14,7 +14,7 @@ import type { ConvertOptions } from "./convert_options.ts";
 import { REQUEST_SIZE } from "./copy.ts";
 import { CopyTarget, type CopyTargetOptions } from "./copy_target.ts";
 import { Job, type JobNode } from "./job.ts";
-import { Pace } from "./pace.ts";
+import { Pace } from "../abort.ts";
 
 /**
  * How to convert a stream.

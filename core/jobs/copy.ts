@@ -13,7 +13,7 @@ import { type Range, RangeFinder, type RangeRules } from "./copy_ranges.ts";
 import { CopySource, type CopySourceOptions } from "./copy_source.ts";
 import { CopyTarget, type CopyTargetOptions } from "./copy_target.ts";
 import type { Job, JobNode } from "./job.ts";
-import { Pace } from "./pace.ts";
+import { Pace } from "../abort.ts";
 
 /** How to copy. */
 export interface CopyOptions extends CopySourceOptions, CopyTargetOptions {

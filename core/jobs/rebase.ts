@@ -25,7 +25,7 @@ import { plainName } from "../node_names.ts";
 import { readPadded, writeZeroData, writeZeroes } from "../requests.ts";
 import { isEqual } from "../runtime.ts";
 import { Job, type JobNode } from "./job.ts";
-import { Pace } from "./pace.ts";
+import { Pace } from "../abort.ts";
 
 /**
  * A backing file as an image names it.

@@ -21,7 +21,7 @@ import { backingOf, isInherited } from "../extents.ts";
 import { Concatenation, sourceNodes } from "./concatenation.ts";
 import { CopySource } from "./copy_source.ts";
 import { Job } from "./job.ts";
-import { Pace } from "./pace.ts";
+import { Pace } from "../abort.ts";
 
 /**
  * How to stream an image.
@@ -31,6 +31,11 @@ import { Pace } from "./pace.ts";
 export interface StreamImageOptions {
   /** The format's create options; the size comes from the sources. */
   create?: OptionValues;
+  /**
+   * The name of the file that will hold the image, which the format may record:
+   * `vmdk` does, and some programs look for its data there. Default: unknown.
+   */
+  filename?: string;
   /** Whether to store zeroes as data. Default: false. */
   fill?: boolean;
   /**
@@ -118,6 +123,7 @@ export async function* imageChunks(
   const nodes = sourceNodes(sources);
   checkOptions("stream an image", options, {
     create: "object",
+    filename: "string",
     fill: "boolean",
     onlyDifferences: "boolean",
     salvage: "boolean",
@@ -154,9 +160,10 @@ export async function* imageChunks(
     throw new BlockError("ENOTSUP", `'${surplus}' is for a file, not a stream`);
   }
   const values = { ...defaultOptions(createOptions), ...parsed };
-  const { rateLimit = 0, signal } = options;
+  const { rateLimit = 0, signal, filename } = options;
   const throttle = limitedWrites(rateLimit);
-  for await (const chunk of gathered(driver.stream(values, source, target))) {
+  const parts = driver.stream(values, source, target, filename);
+  for await (const chunk of gathered(parts)) {
     await throttle?.admit("write", chunk.length, signal);
     yield chunk;
   }

@@ -11,7 +11,7 @@ import type { CacheMode } from "../open_options.ts";
 import type { OptionValues } from "../options.ts";
 import { getDriver, loadDriver, loadFormat } from "../registry.ts";
 import { findSecret, type SecretSource } from "../secrets.ts";
-import { describeSource, protocolStack } from "../sources.ts";
+import { describeSource, filenameOf, protocolStack } from "../sources.ts";
 import type { Source, StackObject } from "../spec.ts";
 import { located } from "./copy_source.ts";
 import { imageChunks, type StreamImageOptions } from "./stream.ts";
@@ -66,7 +66,7 @@ export async function streamToFile(
   const chunks = imageChunks(
     format,
     sources,
-    others,
+    { filename: filenameOf(stack), ...others },
     protocol.storesWhole?.(stack) ? undefined : {
       replace: (offset, bytes) => patches.push([offset, bytes]),
     },

@@ -7,7 +7,7 @@ import { allocate, SECTOR_SIZE } from "../bytes.ts";
 import { checkNode, checkOptions } from "../checks.ts";
 import { asBlockError } from "../errors.ts";
 import { type ChainExtent, chainStatus } from "../extents.ts";
-import { Pace } from "../jobs/pace.ts";
+import { Pace } from "../abort.ts";
 import type { BlockNode, DirtyExtent } from "../node.ts";
 import { isEqual, isZero } from "../runtime.ts";
 import type { PictureOptions } from "./picture.ts";

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { checkSignal } from "../abort.ts";
+import { checkSignal, Pace } from "../abort.ts";
 import { operationsOf } from "../bitmaps.ts";
 import { roundUp, SECTOR_SIZE } from "../bytes.ts";
 import { checkNode, checkOptions } from "../checks.ts";
@@ -16,7 +16,6 @@ import {
   primaryChild,
   skipFilters,
 } from "../extents.ts";
-import { Pace } from "../jobs/pace.ts";
 import type { BlockNode, ImageLayout } from "../node.ts";
 import { nameOf } from "../node_names.ts";
 import type { LookName } from "./looks.ts";

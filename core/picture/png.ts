@@ -67,8 +67,8 @@ function drawSpace(
     canvas.fill(x, y, count * CELL, CELL, colourOf(name, shade));
   }
   let y = top + rowsOf(space) * CELL + LINE;
-  for (const { name, text } of legendOf(space)) {
-    canvas.fill(left, y, 12, 12, colourOf(name, SHADES));
+  for (const { name, shade, text } of legendOf(space)) {
+    canvas.fill(left, y, 12, 12, colourOf(name, shade));
     canvas.text(left + 20, y + 1, text);
     y += LINE;
   }

@@ -6,7 +6,7 @@
  */
 import { type Look, type LookName, LOOKS } from "./looks.ts";
 import type { Picture } from "./picture.ts";
-import type { Share, Space } from "./space.ts";
+import { EMPTY, type Share, type Space } from "./space.ts";
 
 /** Cells per row. */
 export const COLUMNS = 64;
@@ -62,6 +62,8 @@ export function* barsOf(space: Space, columns = COLUMNS): Generator<Bar> {
 export interface LegendLine {
   readonly look: Look;
   readonly name: LookName;
+  /** Its shade in cells that hold nothing else. */
+  readonly shade: number;
   /** Such as `data: 1.5 MiB`. */
   readonly text: string;
 }
@@ -70,7 +72,8 @@ export interface LegendLine {
 export function legendOf(space: Space): LegendLine[] {
   return space.totals().map((share) => {
     const { name } = share;
-    return { look: LOOKS[name], name, text: shareText(share) };
+    const shade = EMPTY.has(name) ? 1 : SHADES;
+    return { look: LOOKS[name], name, shade, text: shareText(share) };
   });
 }
 

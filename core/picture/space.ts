@@ -18,7 +18,10 @@ const NAMES = Object.keys(LOOKS) as LookName[];
 const INDEX = new Map(NAMES.map((name, index) => [name, index]));
 const BASE_COUNT = Object.keys(BASES).length;
 /** Looks for which nothing is stored. */
-const EMPTY = new Set<LookName>(["unallocated", "free"]);
+export const EMPTY: ReadonlySet<LookName> = new Set<LookName>([
+  "unallocated",
+  "free",
+]);
 /** Marks that are shown for a single byte. */
 const LOUD: readonly Mark[] = ["different", "corrupt", "leaked", "dirty"];
 

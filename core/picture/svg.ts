@@ -74,10 +74,10 @@ function spaceSvg(space: Space, left: number, top: number): string {
       `<title>${escaped(barText(space, bar))}</title></rect>\n`;
   });
   const below = top + rowsOf(space) * CELL + LINE;
-  const legend = legendOf(space).map(({ name, text: words }, index) => {
+  const legend = legendOf(space).map(({ name, shade, text: words }, index) => {
     const y = below + index * LINE;
     return `<rect class="${name}" x="${left}" y="${y - 11}" width="12" ` +
-      `height="12"/>${text(left + 20, y, words)}`;
+      `height="12" opacity="${opacityOf(shade)}"/>${text(left + 20, y, words)}`;
   });
   return text(left, top - 8, headingOf(space)) + bars.join("") +
     legend.join("");

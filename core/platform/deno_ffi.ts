@@ -93,6 +93,7 @@ export function libc(): Libc | null {
       try {
         helpers = Deno.dlopen(path, HELPERS).symbols;
         errnoPlace = helpers.__errno_location();
+        answer(-1); // V8 compiles it now, rather than after a call that fails.
         return loaded = bindLazily(path);
       } catch {
         // Try the next place; without it, I/O goes through the runtime.
@@ -146,25 +147,34 @@ function bind(path: string, name: keyof typeof SYMBOLS): AnyFunction {
     return () => -ENOSYS;
   }
   // `errno` of what runs in another thread belongs to that thread.
-  const isLater = "nonblocking" in SYMBOLS[name];
-  return isLater ? symbols[name] : answering(symbols[name]);
+  if ("nonblocking" in SYMBOLS[name]) return symbols[name];
+  const { [name]: call } = symbols;
+  // V8 optimizes all closures of one literal together, and calls a native
+  // function fast only where it is the only one. So the frequent ones get
+  // literals of their own.
+  if (name === "pread") {
+    return (fd, bytes, length, offset) =>
+      answer(call(fd, bytes, length, offset));
+  }
+  if (name === "pwrite") {
+    return (fd, bytes, length, offset) =>
+      answer(call(fd, bytes, length, offset));
+  }
+  return (...parameters) => answer(call(...parameters));
 }
 
 /**
- * `call`, but returning the negated error number on failure.
+ * The result of a call just made, or the negated error number if it failed.
  *
  * `errno` may be overwritten by whatever runs next in this thread, including
  * the runtime when it compiles, binds or frees something. So it is copied right
  * after the call, by a function bound in advance. Where a wrong number could
  * lose data, it is not trusted alone ({@linkcode HostFile.seekData}, locks).
  */
-function answering(call: AnyFunction): AnyFunction {
-  return (...parameters) => {
-    const result = call(...parameters);
-    if (result >= 0) return Number(result);
-    helpers.memcpy(errnoBytes, errnoPlace, 4n);
-    return isErrno(errno[0]) ? -errno[0] : -EIO;
-  };
+function answer(result: number | bigint): number {
+  if (result >= 0) return Number(result);
+  helpers.memcpy(errnoBytes, errnoPlace, 4n);
+  return isErrno(errno[0]) ? -errno[0] : -EIO;
 }
 
 /** The kernel's error numbers; 0 means no error. */

@@ -161,6 +161,8 @@ interface Piece {
 export class MessageWriter {
   /** When the other end last accepted bytes, by `performance.now()`. */
   lastProgress = performance.now();
+  /** Called when the other end accepts no more bytes. */
+  onFailure?: () => void;
   readonly #stream: ByteStream;
   #queue: Piece[] = [];
   #isWriting = false;
@@ -287,6 +289,7 @@ export class MessageWriter {
       }
     } catch (error) {
       this.#failure = new ConnectionLost(false, error);
+      this.onFailure?.();
     }
   }
 }

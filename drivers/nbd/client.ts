@@ -80,9 +80,14 @@ class Violation extends BlockError {
 
 /** The connection has ended. */
 export class LostConnection extends BlockError {
+  /** Whether the server violated the protocol, as it may again. */
+  readonly isViolation: boolean;
+
   /** The error for the reason it ended. */
   constructor(cause: unknown) {
-    super(cause instanceof Violation ? "EINVAL" : "EIO", undefined, { cause });
+    const isViolation = cause instanceof Violation;
+    super(isViolation ? "EINVAL" : "EIO", undefined, { cause });
+    this.isViolation = isViolation;
   }
 }
 
@@ -102,6 +107,7 @@ export class NbdClient {
   readonly #waiting: (() => void)[] = [];
   #cookie = 0;
   #lost?: LostConnection;
+  #isRetiring = false;
 
   /** Uses a connection after negotiation. */
   constructor(agreement: ClientAgreement) {
@@ -109,6 +115,8 @@ export class NbdClient {
     this.info = agreement.info;
     this.extended = agreement.extended;
     this.hasContext = agreement.contextId !== undefined;
+    // Nobody would answer what is not sent.
+    agreement.writer.onFailure = () => endStream(agreement.stream);
     this.ended = this.#receiveAll();
   }
 
@@ -180,6 +188,17 @@ export class NbdClient {
     }
     this.abandon();
     await this.ended;
+  }
+
+  /**
+   * End the connection once the requests in flight are answered. New ones fail
+   * as if it were lost.
+   */
+  retire(): void {
+    this.#lost ??= new LostConnection(undefined);
+    this.#isRetiring = true;
+    for (const resolve of this.#waiting.splice(0)) resolve();
+    if (this.#pending.size === 0) endStream(this.#agreement.stream);
   }
 
   /** End the connection at once. */
@@ -475,6 +494,9 @@ export class NbdClient {
     const error = pending.error ?? this.#missing(pending);
     if (error) pending.reject(error);
     else pending.resolve();
+    if (this.#isRetiring && this.#pending.size === 0) {
+      endStream(this.#agreement.stream);
+    }
   }
 
   /** What is missing from a reply that claims success. */

@@ -1,9 +1,11 @@
 /**
  * A node's connections to its server, which are replaced when they break.
  *
- * They are all replaced together: changes that the server acknowledged on one
- * of them are repeated, in order, before anything else is sent on a new one.
- * Thus no change that a flush promises is lost or reordered.
+ * They are all replaced together: the others have their requests answered, so
+ * that no server carries one out late. Then changes that were acknowledged on
+ * any of them, and are not durable, are repeated, in order, before anything else
+ * is sent on a new one. Thus no change that a flush promises is lost or
+ * reordered.
  *
  * @module
  */
@@ -14,10 +16,10 @@ import {
   unlessAborted,
 } from "../../core/abort.ts";
 import { BlockError } from "../../core/errors.ts";
-import type { IoVector } from "../../core/bytes.ts";
+import { type IoVector, vectorLength } from "../../core/bytes.ts";
 import { LostConnection, type NbdClient } from "./client.ts";
 import { Journal } from "./journal.ts";
-import { COMMAND, FLAG } from "./wire.ts";
+import { COMMAND, COMMAND_FLAG, FLAG } from "./wire.ts";
 
 /** How to reach the server, and for how long to try. */
 export interface LinkOptions {
@@ -42,12 +44,19 @@ const LONGEST_PAUSE = 16_000;
 const WORTH_ANOTHER = 8;
 /** Bytes of recorded changes that trigger a flush. */
 const JOURNAL_LIMIT = 64 * 1024 * 1024;
+/** Milliseconds that the other connections have to answer what is in flight. */
+const PATIENCE = 5000;
+/** Abilities of an export that must not vanish. */
+const RELIED_ON = FLAG.READ_ONLY | FLAG.SEND_FLUSH | FLAG.SEND_FUA |
+  FLAG.SEND_TRIM | FLAG.SEND_WRITE_ZEROES | FLAG.SEND_FAST_ZERO;
 
 /** The connections to one server. */
 export class Link {
   readonly #options: LinkOptions;
   /** The present connections; none while the server is gone. */
   #clients: NbdClient[] = [];
+  /** Those that were given up, until they have ended. */
+  readonly #retired = new Set<NbdClient>();
   /** Resolves when the attempt to reconnect has ended. */
   #recovery?: Promise<void>;
   /** When waiting for a lost server ends, by `performance.now()`. */
@@ -61,6 +70,8 @@ export class Link {
   /** Whether changes may have been lost: the next flush then fails. */
   #mayHaveLost = false;
   #isGrowing = false;
+  /** Ends the attempt to add a connection. */
+  #growth = new AbortController();
   #isClosed = false;
 
   private constructor(options: LinkOptions) {
@@ -107,7 +118,7 @@ export class Link {
     await this.#perform((client) => client.write(offset, iov, fua), signal);
     this.#changes++;
     if (!this.#journal) return;
-    // What is durable already must not be overwritten by what came before it.
+    if (fua) return this.#journal.replace(offset, vectorLength(iov));
     this.#journal.addWrite(COMMAND.WRITE, offset, iov);
     await this.#limitJournal();
   }
@@ -126,6 +137,7 @@ export class Link {
     );
     this.#changes++;
     if (!this.#journal) return;
+    if (flags & COMMAND_FLAG.FUA) return this.#journal.replace(offset, length);
     this.#journal.add({ type, offset, length, flags });
     await this.#limitJournal();
   }
@@ -153,6 +165,7 @@ export class Link {
   /** End all connections. */
   async close(): Promise<void> {
     this.#isClosed = true;
+    this.#growth.abort();
     await Promise.all(this.#clients.map((client) => client.close()));
   }
 
@@ -171,6 +184,7 @@ export class Link {
     act: (client: NbdClient) => Promise<T>,
     signal?: AbortSignal,
   ): Promise<T> {
+    let end: number | undefined;
     for (;;) {
       checkSignal(signal);
       const client = this.#pick() ??
@@ -179,8 +193,11 @@ export class Link {
         return await act(client);
       } catch (error) {
         if (!(error instanceof LostConnection)) throw error;
-        this.#lose();
-        if (!this.#isWaiting) throw error;
+        this.#lose(client);
+        // A request that breaks every connection must not do so for ever.
+        end ??= performance.now() + this.#options.reconnectDelay;
+        const isOver = error.isViolation || performance.now() >= end;
+        if (isOver || !this.#isWaiting) throw error;
       }
     }
   }
@@ -196,7 +213,7 @@ export class Link {
     let best: NbdClient | undefined;
     for (const client of this.#clients) {
       if (client.lost) {
-        this.#lose();
+        this.#lose(client);
         return undefined;
       }
       if (!best || client.inFlight < best.inFlight) best = client;
@@ -207,18 +224,20 @@ export class Link {
 
   /** Add a connection, if the server and the user permit it. */
   #grow(): void {
-    const { connections, connect } = this.#options;
+    const { connections } = this.#options;
     const canShare = this.#first.info.flags & FLAG.CAN_MULTI_CONN;
     if (this.#isGrowing || !canShare || this.#clients.length >= connections) {
       return;
     }
     this.#isGrowing = true;
     const [companion] = this.#clients;
-    connect(new AbortController().signal).then((client) => {
+    this.#growth = new AbortController();
+    this.#connect(this.#growth.signal).then((client) => {
       // The connections it was to join may be gone by now.
       if (this.#isClosed || this.#clients[0] !== companion) client.abandon();
       else this.#adopt(client);
       this.#isGrowing = false;
+      this.#growth = new AbortController();
     }, () => {
       // The server accepts no more connections: do not try again.
     });
@@ -233,10 +252,13 @@ export class Link {
    * All connections are lost if one is; ignores a `lost` one that has been
    * replaced.
    */
-  #lose(lost?: NbdClient): void {
-    if (lost && !this.#clients.includes(lost)) return;
-    if (this.#clients.length === 0) return;
-    for (const client of this.#clients) client.abandon();
+  #lose(lost: NbdClient): void {
+    if (!this.#clients.includes(lost)) return;
+    for (const client of this.#clients) {
+      client.retire();
+      this.#retired.add(client);
+      client.ended.then(() => this.#retired.delete(client));
+    }
     this.#clients = [];
     this.#isGrowing = false;
     this.#deadline = performance.now() + this.#options.reconnectDelay;
@@ -263,6 +285,7 @@ export class Link {
   }
 
   async #recover(): Promise<void> {
+    await this.#allRetired();
     try {
       const client = await retried(
         (signal) => this.#reconnect(signal),
@@ -276,15 +299,30 @@ export class Link {
     }
   }
 
+  /**
+   * Wait until no request is in flight on the connections that were given up:
+   * the server might carry it out after others that follow it.
+   */
+  async #allRetired(): Promise<void> {
+    const timer = setTimeout(() => {
+      for (const client of this.#retired) client.abandon();
+    }, PATIENCE);
+    await Promise.all([...this.#retired].map(({ ended }) => ended));
+    clearTimeout(timer);
+  }
+
+  /** Connect to the export as it was when the node was opened. */
+  async #connect(signal: AbortSignal): Promise<NbdClient> {
+    const client = await this.#options.connect(signal);
+    if (offersAllOf(client, this.#first)) return client;
+    client.abandon();
+    throw new BlockError("EIO", "The export has changed");
+  }
+
   /** Connect, and repeat all acknowledged changes. */
   async #reconnect(signal: AbortSignal): Promise<NbdClient> {
-    const client = await this.#options.connect(signal);
+    const client = await this.#connect(signal);
     try {
-      const { size, flags } = this.#first.info;
-      const now = client.info;
-      const isSame = now.size === size &&
-        (now.flags & FLAG.READ_ONLY) === (flags & FLAG.READ_ONLY);
-      if (!isSame) throw new BlockError("EIO", "The export has changed");
       for (const change of this.#journal?.changes ?? []) {
         const { type, offset, length, data } = change;
         if (data) await client.write(offset, [data], false);
@@ -296,6 +334,22 @@ export class Link {
       throw error;
     }
   }
+}
+
+/**
+ * Whether a connection is to the same export as the first one, and offers all
+ * that the node relies on since then.
+ */
+function offersAllOf(now: NbdClient, first: NbdClient): boolean {
+  const { size, flags, blockSizes } = first.info;
+  const added = now.info.flags & ~flags;
+  const removed = flags & ~now.info.flags;
+  const found = now.info.blockSizes;
+  return now.info.size === size && !(added & FLAG.READ_ONLY) &&
+    !(removed & RELIED_ON) && now.extended >= first.extended &&
+    now.hasContext === first.hasContext &&
+    found?.minimum === blockSizes?.minimum &&
+    found?.maximum === blockSizes?.maximum;
 }
 
 /** Retry until it succeeds or the time has run out. */

@@ -196,6 +196,8 @@ export class NbdServer implements AsyncDisposable {
   readonly #listener?: Listener;
   /** Functions that end each connection. */
   readonly #connections = new Map<object, () => void>();
+  /** Requests of clients that have gone. */
+  readonly #leftovers = new Set<Promise<void>>();
   #isClosing = false;
   #left = () => {};
 
@@ -324,7 +326,13 @@ export class NbdServer implements AsyncDisposable {
         this.#connections.set(id, () => connection.close());
         entered = true;
         this.#options.onConnect?.();
-        await connection.run();
+        // It may be a client that has lost its connection, and repeats a
+        // request that is still under way: that must not be carried out later.
+        if (this.#leftovers.size > 0) await Promise.all(this.#leftovers);
+        await connection.run((settled) => {
+          this.#leftovers.add(settled);
+          settled.then(() => this.#leftovers.delete(settled));
+        });
       }
     } catch (error) {
       const isEnd = error instanceof ConnectionLost && error.isEnd;

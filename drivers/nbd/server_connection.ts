@@ -146,21 +146,28 @@ export class Connection implements BudgetUser {
   }
 
   /**
-   * Serve until the client disconnects or is gone.
+   * Serve until the client disconnects or is gone. `onEnd` is called when it
+   * is, with a promise that resolves when none of its requests is under way.
    *
    * @throws {ConnectionLost} if it breaks off.
    * @throws {ProtocolError} if it violates the protocol.
    */
-  async run(): Promise<void> {
+  async run(onEnd: (settled: Promise<void>) => void): Promise<void> {
     try {
       await this.#takeAll();
     } finally {
       this.#isClosing = true;
-      while (this.#inFlight > 0) await this.#oneSettled();
+      const settled = this.#allSettled();
+      onEnd(settled);
+      await settled;
       await this.#writer.drained().catch(() => {});
       clearInterval(this.#patience);
       endStream(this.#agreement.stream);
     }
+  }
+
+  async #allSettled(): Promise<void> {
+    while (this.#inFlight > 0) await this.#oneSettled();
   }
 
   #oneSettled(): Promise<void> {

@@ -110,15 +110,16 @@ async function lengthOf(parts: AsyncIterable<Uint8Array>): Promise<number> {
 
 function diskOf(
   vmdk: BlockDriver,
-  { adapterType, hwVersion }: Plan,
+  { adapterType, hwVersion, diskName }: Plan,
   source: StreamSource,
 ): AsyncIterable<Uint8Array> {
-  return vmdk.stream!({
+  const options = {
     size: source.size,
     subformat: "streamOptimized",
     adapter_type: adapterType,
     hwversion: `${hwVersion}`,
-  }, source);
+  };
+  return vmdk.stream!(options, source, undefined, diskName);
 }
 
 const MIB = 1024 * 1024;

@@ -47,6 +47,7 @@ export class ParallelsTable extends BlockTable {
    */
   async eachEntry(
     visit: (index: number, place: number) => void | Promise<void>,
+    signal?: AbortSignal,
   ): Promise<void> {
     const { entries, entryUnit } = this.#header;
     // A table that is cut off is empty there.
@@ -56,7 +57,7 @@ export class ParallelsTable extends BlockTable {
     await readEntries(this.file, table, (view, at, index) => {
       const entry = view.getUint32(at, true);
       if (entry !== 0) return visit(index, entry * entryUnit);
-    });
+    }, signal);
   }
 
   /** Find the end of the last cluster. */

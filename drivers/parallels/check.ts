@@ -26,7 +26,7 @@ export interface CheckedImage {
 /** Check the table, whose changes must have been written. */
 export async function checkTable(
   image: CheckedImage,
-  { repair, report = () => {} }: CheckOptions,
+  { repair, report = () => {}, signal }: CheckOptions,
 ): Promise<CheckResult> {
   const { file, header, table } = image;
   const { clusterSize, entries, dataOffset } = header;
@@ -70,7 +70,7 @@ export async function checkTable(
     }
     seen.add(place);
     note(place, isNext);
-  });
+  }, repair ? undefined : signal);
   result.imageEndOffset = end;
   await table.examine();
   if (repair?.corruptions) {

@@ -59,7 +59,9 @@ async function open(
     options,
     context,
   );
-  return new QcowNode({ file, header, encryption, backing, context });
+  const node = new QcowNode({ file, header, encryption, backing, context });
+  if (context.purpose !== "info") await node.preload();
+  return node;
 }
 
 /** `{encrypt: {format: "aes"}}` as `{"encrypt.format": "aes"}`. */
@@ -140,6 +142,11 @@ class QcowNode extends MappedNode<TwoLevelRun> {
     );
     this.#map.readSpecial = (run, offset, iov) =>
       this.#compressed.read(run, offset, iov);
+  }
+
+  /** Load the L1 table. */
+  preload(): Promise<void> {
+    return this.#map.preload(this.size);
   }
 
   async writeCompressed(

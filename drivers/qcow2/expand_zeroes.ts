@@ -55,17 +55,24 @@ export async function expandZeroClusters(
   }
   await state.changeAsOne(async (undo) => {
     // Sharing changes on the way, and so do the COPIED flags.
-    undo.push(() => updateCopiedFlags(state));
+    let changes = false;
+    const updateFlags = async () => {
+      if (changes) await updateCopiedFlags(state, true);
+    };
+    undo.push(updateFlags);
     let visited = 0;
     for await (const l1 of l1Tables(state)) {
       for (const { offset, l1Index } of l1Entries(l1)) {
         const count = references.get(offset);
-        if (count) await expandTable(state, offset, l1Index, count);
+        if (count) {
+          const changed = await expandTable(state, offset, l1Index, count);
+          changes ||= changed;
+        }
         references.delete(offset);
         progress(++visited, total);
       }
     }
-    await updateCopiedFlags(state);
+    await updateFlags();
     state.forgetTables();
   });
 }
@@ -108,12 +115,13 @@ export async function hasCompressedClusters(
   return false;
 }
 
+/** Returns whether it changes the table. */
 async function expandTable(
   state: Qcow2State,
   offset: number,
   l1Index: number,
   references: number,
-): Promise<void> {
+): Promise<boolean> {
   const { geometry, file } = state;
   const { clusterSize, l2 } = geometry;
   const bytes = new Uint8Array(clusterSize);
@@ -125,7 +133,7 @@ async function expandTable(
     references,
   };
   const { wanted, freed, changed } = await examine(state, table);
-  if (!changed) return;
+  if (!changed) return false;
   const fresh = await takeClusters(state, table, wanted);
   try {
     for (const { index, host } of wanted) {
@@ -148,6 +156,7 @@ async function expandTable(
     throw error;
   }
   await release(state, table, freed);
+  return true;
 }
 
 /**

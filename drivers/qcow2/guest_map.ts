@@ -5,14 +5,29 @@
  */
 import type { Allocation, BlockMap, Place, Run } from "../../core/block_map.ts";
 import type { IoVector } from "../../core/bytes.ts";
+import type { Mutex } from "../../core/lock.ts";
 import type { BlockNode, ReadFlags } from "../../core/node.ts";
 import type { AllocationHost } from "./allocation.ts";
 import type { ClusterMap, Mapping } from "./cluster_map.ts";
 import type { CompressedClusters } from "./compression.ts";
-import type { HolesHost } from "./holes.ts";
+import type { Geometry } from "./geometry.ts";
+import type { Refcounts } from "./refcounts.ts";
 
 /** Loaded with the first write: most programs only read. */
 type Writing = typeof import("./allocation.ts");
+
+/** What finding out whether data clusters may be holes depends on. */
+interface HolesHost {
+  readonly plainFile: BlockNode;
+  readonly geometry: Geometry;
+  readonly metadata: Mutex;
+  /**
+   * Whether data clusters may be holes in the file; `undefined` until asked.
+   */
+  hasHoles?: boolean | Promise<boolean>;
+  /** Load the refcounts, also of a read-only image. */
+  loadRefcounts(): Promise<Refcounts>;
+}
 
 /** What the map needs of the image. */
 export interface GuestMapHost extends AllocationHost, HolesHost {
@@ -113,12 +128,35 @@ export class GuestMap implements BlockMap<GuestRun> {
     return this.#host.compressed.read(compressed!, offset, iov, flags);
   }
 
-  async #findHoles(): Promise<boolean> {
-    const { hasHoles } = await import("./holes.ts");
-    return await hasHoles(this.#host);
-  }
-
   mayHaveHoles(): boolean | Promise<boolean> {
-    return this.#host.hasHoles ?? this.#findHoles();
+    return hasHoles(this.#host);
   }
+}
+
+/**
+ * Whether the file takes up far less space than its clusters in use, as after
+ * preallocation of metadata.
+ */
+function hasHoles(host: HolesHost): boolean | Promise<boolean> {
+  return host.hasHoles ??= findHoles(host)
+    // If that cannot be determined, holes are read as data.
+    .catch(() => false)
+    .then((found) => host.hasHoles = found);
+}
+
+async function findHoles(host: HolesHost): Promise<boolean> {
+  const { plainFile, geometry } = host;
+  const { actualSize } = await plainFile.info?.() ?? {};
+  if (actualSize === undefined) return false;
+  const real = Math.floor(actualSize / geometry.clusterSize);
+  const threshold = Math.max(Math.floor(real * 10 / 9), real + 2);
+  const clusters = geometry.clustersFor(plainFile.size);
+  if (clusters < threshold) return false;
+  using _ = await host.metadata.lock();
+  const refcounts = await host.loadRefcounts();
+  let used = 0;
+  for (let index = 0; index < clusters && used < threshold; index++) {
+    if (await refcounts.get(index, false) > 0) used++;
+  }
+  return used >= threshold;
 }

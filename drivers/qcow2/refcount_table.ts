@@ -13,7 +13,6 @@ import type { Behaviour } from "./behaviour.ts";
 import {
   bytesOf,
   ENTRY_SIZE,
-  entryOffset,
   entryToHex,
   hex,
   MAX_REFCOUNT_TABLE_BYTES,
@@ -109,10 +108,8 @@ export abstract class RefcountTable {
   blockOffset(tableIndex: number): number {
     if (tableIndex >= this.tableSize) return 0;
     const at = tableIndex * ENTRY_SIZE;
-    return entryOffset(
-      this.#table.getUint32(at),
-      this.#table.getUint32(at + 4),
-    );
+    const low = this.#table.getUint32(at + 4);
+    return this.#table.getUint32(at) * 2 ** 32 + (low - low % 512);
   }
 
   /** An entry of the table with its reserved bits, for messages. */
@@ -162,6 +159,7 @@ export abstract class RefcountTable {
         fatal,
       );
     }
+    if (offset >= 2 ** 53) throw new BlockError("EIO");
     return await this.host.refcountCache.load(offset);
   }
 

@@ -5,7 +5,7 @@
  * @module
  */
 import { allocate, roundUp, viewOf } from "../../core/bytes.ts";
-import { BlockError } from "../../core/errors.ts";
+import { asBlockError, BlockError } from "../../core/errors.ts";
 import { isZero } from "../../core/runtime.ts";
 import type { StepProgress } from "./amend_progress.ts";
 import {
@@ -38,7 +38,7 @@ export async function changeRefcountWidth(
   try {
     await structure.allocate();
     const table = await structure.write();
-    await state.flushCaches();
+    await naming("Failed to flush the refblock cache", state.flushCaches());
     const old = oldStructure(state);
     await state.changeHeader(structure.header);
     adopt();
@@ -175,8 +175,9 @@ class NewStructure {
 
   async #writeAt(offset: number, bytes: Uint8Array): Promise<void> {
     const { overlap, file } = this.#state;
-    await overlap.check(offset, bytes.length);
-    await file.writev!(offset, [bytes]);
+    const check = overlap.check(offset, bytes.length);
+    await naming("Overlap check failed", check);
+    await naming("Failed to write refblock", file.writev!(offset, [bytes]));
   }
 
   /**
@@ -205,7 +206,7 @@ class NewStructure {
     for (let index = 0; index < refcounts.tableSize; index++) {
       report(index);
       for (let at = 0; at < oldEntries; at += step) {
-        const block = await refcounts.block(index);
+        const block = await this.#oldBlock(index);
         if (block && !this.#copy(block, at, step, cluster, target)) {
           isEmpty = false;
         }
@@ -219,6 +220,21 @@ class NewStructure {
       await done(Math.floor(cluster / newEntries), isEmpty);
     }
     report(refcounts.tableSize);
+  }
+
+  /** A block of the old structure. */
+  async #oldBlock(index: number): Promise<DataView | undefined> {
+    const { refcounts, geometry } = this.#state;
+    if (geometry.isAligned(refcounts.blockOffset(index))) {
+      return await naming(
+        "Failed to retrieve refblock",
+        refcounts.block(index),
+      );
+    }
+    await refcounts.block(index).catch((cause) => {
+      const message = "Image is corrupt (unaligned refblock offset)";
+      throw new BlockError(asBlockError(cause).code, message, { cause });
+    });
   }
 
   /**
@@ -273,5 +289,14 @@ class NewStructure {
       if (offset) await refcounts.free(offset, geometry.clusterSize);
     }
     if (this.#tableOffset !== 0) await this.#freeTable();
+  }
+}
+
+/** Name a step in the message of its failure. */
+async function naming<T>(step: string, done: T | Promise<T>): Promise<T> {
+  try {
+    return await done;
+  } catch (error) {
+    throw asBlockError(error).prefixed(`${step}: `);
   }
 }

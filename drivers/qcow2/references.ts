@@ -125,11 +125,13 @@ async function* l2Tables(
  * are dropped.
  */
 export async function clearCopiedFlags(state: Qcow2State): Promise<void> {
-  const { clusters, file, geometry: { l2 }, header } = state;
+  const { clusters, file, geometry: { l2 }, header, overlap } = state;
   const l1 = clusters.l1Bytes;
   for await (const { l2Offset, table } of l2Tables(state, viewOf(l1))) {
     const bytes = bytesOf(table);
-    if (clearCopied(bytes, l2.entrySize)) await file.writev!(l2Offset, [bytes]);
+    if (!clearCopied(bytes, l2.entrySize)) continue;
+    await overlap.check(l2Offset, bytes.length, "active-l2");
+    await file.writev!(l2Offset, [bytes]);
   }
   state.l2Cache.clear();
   if (clearCopied(l1)) await file.writev!(header.l1TableOffset, [l1]);
@@ -139,9 +141,15 @@ export async function clearCopiedFlags(state: Qcow2State): Promise<void> {
  * Make the COPIED flags of the active tables agree with the refcounts. Requires
  * the metadata lock. The cached L2 tables must have been written, and are
  * dropped.
+ *
+ * @param keepsDamage Leave entries unchanged that are not aligned, or have no
+ * refcount.
  */
-export async function updateCopiedFlags(state: Qcow2State): Promise<void> {
-  const { file, clusters, header, refcounts } = state;
+export async function updateCopiedFlags(
+  state: Qcow2State,
+  keepsDamage = false,
+): Promise<void> {
+  const { file, clusters, header, overlap, refcounts } = state;
   const { clusterSize, l2 } = state.geometry;
   const l1 = viewOf(clusters.l1Bytes);
   let l1Changed = false;
@@ -151,15 +159,21 @@ export async function updateCopiedFlags(state: Qcow2State): Promise<void> {
       if (!l2.isPlaced(table, index)) continue;
       const offset = l2.offset(table, index);
       if (offset % clusterSize !== 0) {
+        if (keepsDamage) continue;
         await state.corrupt(unaligned(offset, l2Offset, index));
       }
       const cluster = offset / clusterSize;
       // Nearly always cached: no waiting for each of millions of entries.
       const count = refcounts.peek(cluster) ?? await refcounts.get(cluster);
+      if (count === 0 && keepsDamage) continue;
       changed = l2.setCopied(table, index, count === 1) || changed;
     }
-    if (changed) await file.writev!(l2Offset, [bytesOf(table)]);
+    if (changed) {
+      await overlap.check(l2Offset, clusterSize, "active-l2");
+      await file.writev!(l2Offset, [bytesOf(table)]);
+    }
     const count = await refcounts.get(l2Offset / clusterSize);
+    if (count === 0 && keepsDamage) continue;
     l1Changed = setCopied(l1, l1At, count === 1) || l1Changed;
   }
   state.l2Cache.clear();

@@ -74,7 +74,9 @@ async function open(
     options,
     context,
   );
-  return new QedNode(file, header, backing, context);
+  const node = new QedNode(file, header, backing, context);
+  if (purpose !== "info") await node.preload();
+  return node;
 }
 
 /** Unknown features would be invalidated by a write. */
@@ -149,6 +151,11 @@ class QedNode extends MappedNode<TwoLevelRun> {
     const layout = layoutOf(this.#header, file, () => this.#markDirty());
     this.#map = new TwoLevelMap(file, layout, this.event);
     this.useMap(this.#map);
+  }
+
+  /** Load the L1 table. */
+  preload(): Promise<void> {
+    return this.#map.preload(this.size);
   }
 
   get size(): number {

@@ -113,7 +113,7 @@ class VdiNode extends MappedNode {
         found(`ERROR: block index ${entry} also used by ${entry}`);
       }
       seen.add(entry);
-    });
+    }, options.signal);
     if (allocated !== blocksAllocated) {
       found(
         `ERROR: allocated blocks mismatch, is ${allocated}, ` +

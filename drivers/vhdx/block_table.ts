@@ -14,7 +14,6 @@ import { BlockError } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
 import {
   type ChangedUnit,
-  readEntries,
   type TableExtent,
   writeEntries,
 } from "../../core/paged_table.ts";
@@ -123,12 +122,14 @@ export class VhdxTable extends BlockTable {
    * @param report Receives faults of blocks, in QEMU's words.
    * @returns the number of misplaced blocks.
    */
-  async examine(report: (line: string) => void): Promise<number> {
+  async examine(
+    report: (line: string) => void,
+    signal?: AbortSignal,
+  ): Promise<number> {
     const hasParent = this.#metadata.parent !== undefined;
     let end = roundUp(this.file.size, MIB);
     let faults = 0;
-    const table = this.#shape.tableAt(this.#regions.bat.offset);
-    await readEntries(this.file, table, (view, at, entry) => {
+    await this.table.readAll(this.#shape.entries, (view, at, entry) => {
       const state = stateAt(view, at);
       const block = this.#shape.blockOf(entry);
       const isThere = state === STATE.PRESENT ||
@@ -140,7 +141,7 @@ export class VhdxTable extends BlockTable {
         faults++;
       }
       end = Math.max(end, offset + this.unit);
-    });
+    }, signal);
     this.space.next = Math.max(this.space.next, end);
     return faults;
   }

@@ -172,13 +172,19 @@ class VhdxNode extends MappedNode {
     };
   }
 
-  async #check({ report }: CheckOptions = {}): Promise<CheckResult> {
+  async #check(
+    { report, signal }: CheckOptions = {},
+  ): Promise<CheckResult> {
     await this.flush();
     const { table, isReplayed } = this.#image;
+    const corruptions = await table.examine(
+      (line) => report?.(line, true),
+      signal,
+    );
     this.#image.isReplayed = false;
     return {
       ...nothingFound(),
-      corruptions: await table.examine((line) => report?.(line, true)),
+      corruptions,
       corruptionsFixed: isReplayed ? 1 : 0,
     };
   }

@@ -79,14 +79,14 @@ export class Headers {
    */
   static async read(file: BlockNode): Promise<Headers> {
     const signature = allocate(8);
-    await readPadded(file, 0, [signature]);
+    const [first, second] = await Promise.all([
+      readHeader(file, PLACES[0]),
+      readHeader(file, PLACES[1]),
+      readPadded(file, 0, [signature]),
+    ]);
     if (String.fromCharCode(...signature) !== SIGNATURE) {
       throw fault(file.filename, "EINVAL", "it is no VHDX image");
     }
-    const [first, second] = [
-      await readHeader(file, PLACES[0]),
-      await readHeader(file, PLACES[1]),
-    ];
     const place = currentOf(first, second);
     if (place === undefined) {
       throw new BlockError("EINVAL", "No valid VHDX header found");

@@ -66,11 +66,16 @@ export async function readMetadata(
     await readPadded(file, at.offset, [bytes]);
     return viewOf(bytes);
   };
-  const parameters = await item(ITEM.parameters, 8);
-  const exactSize = (await item(ITEM.size, 8)).getBigUint64(0, true);
-  await item(ITEM.id, 16);
-  const sector = (await item(ITEM.logicalSector, 4)).getUint32(0, true);
-  await item(ITEM.physicalSector, 4);
+  // The other two are not used, but must be there.
+  const [parameters, sizeItem, sectorItem] = await Promise.all([
+    item(ITEM.parameters, 8),
+    item(ITEM.size, 8),
+    item(ITEM.logicalSector, 4),
+    item(ITEM.id, 16),
+    item(ITEM.physicalSector, 4),
+  ]);
+  const exactSize = sizeItem.getBigUint64(0, true);
+  const sector = sectorItem.getUint32(0, true);
   const hasParent =
     (parameters.getUint32(4, true) & PARAMETER.HAS_PARENT) !== 0;
   const locator = items.get(ITEM.parent);

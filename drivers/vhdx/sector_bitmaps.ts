@@ -7,6 +7,7 @@
 import { allocate } from "../../core/bytes.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { readPadded } from "../../core/requests.ts";
+import { SharedLoads } from "../../core/shared_loads.ts";
 import { SECTOR } from "./metadata.ts";
 
 /** Blocks whose bitmaps are kept in memory; each has at most 64 KiB. */
@@ -19,6 +20,7 @@ export class SectorBitmaps {
   readonly #length: number;
   /** By block, in the order of loading. */
   readonly #bitmaps = new Map<number, Uint8Array>();
+  readonly #loads = new SharedLoads();
 
   constructor(file: BlockNode, blockSize: number) {
     this.#file = file;
@@ -55,13 +57,19 @@ export class SectorBitmaps {
    * @param offset Offset of its chunk's bitmap in the file.
    * @param index Index of the block in its chunk.
    */
-  async load(block: number, offset: number, index: number): Promise<void> {
-    const bytes = allocate(this.#length);
-    await readPadded(this.#file, offset + index * this.#length, [bytes]);
-    if (this.#bitmaps.size >= MAX_KEPT) {
-      this.#bitmaps.delete(this.#bitmaps.keys().next().value!);
-    }
-    this.#bitmaps.set(block, bytes);
+  load(block: number, offset: number, index: number): Promise<void> {
+    const read = async () => {
+      const bytes = allocate(this.#length);
+      const start = offset + index * this.#length;
+      await readPadded(this.#file, start, [bytes]);
+      return bytes;
+    };
+    return this.#loads.run(block, read, (bytes) => {
+      if (this.#bitmaps.size >= MAX_KEPT) {
+        this.#bitmaps.delete(this.#bitmaps.keys().next().value!);
+      }
+      this.#bitmaps.set(block, bytes);
+    });
   }
 }
 

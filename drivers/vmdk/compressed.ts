@@ -83,28 +83,24 @@ export class GrainReader {
   ): Promise<void> {
     const { grainSize } = this.#layout;
     const length = vectorLength(iov);
-    let group: Wanted[] = [];
+    const groups: Wanted[][] = [];
     for (let done = 0; done < length;) {
       const grain = Math.floor((offset + done) / grainSize);
       const from = (offset + done) % grainSize;
       const take = Math.min(length - done, grainSize - from);
       const part = sliceVector(iov, done, take);
       const wanted = { grain, ...await locate(grain), from, iov: part };
-      if (!this.#continues(group, wanted)) {
-        await this.#readGroup(group, flags);
-        group = [];
-      }
-      group.push(wanted);
+      const group = groups.at(-1);
+      if (group && this.#continues(group, wanted)) group.push(wanted);
+      else groups.push([wanted]);
       done += take;
     }
-    await this.#readGroup(group, flags);
+    await Promise.all(groups.map((group) => this.#readGroup(group, flags)));
   }
 
   /** Whether a grain can be read in one request with those before it. */
   #continues(group: readonly Wanted[], { place }: Wanted): boolean {
-    const last = group.at(-1);
-    if (!last) return true;
-    const gap = place - last.place;
+    const gap = place - group[group.length - 1].place;
     return gap > 0 && gap <= this.#mostBytes &&
       place + this.#mostBytes - group[0].place <= MAX_READ;
   }
@@ -119,7 +115,6 @@ export class GrainReader {
     group: readonly Wanted[],
     flags?: ReadFlags,
   ): Promise<void> {
-    if (group.length === 0) return;
     const [{ place: start }] = group;
     const end = Math.min(
       group[group.length - 1].place + this.#mostBytes,

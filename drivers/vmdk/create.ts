@@ -36,7 +36,10 @@ const SUBFORMATS = [
 const ADAPTER_TYPES = ["ide", "buslogic", "lsilogic", "legacyESX"];
 
 /** The file's name in a descriptor whose real name is not known. */
-export const FILENAME = "disk.vmdk";
+const FILENAME = "disk.vmdk";
+
+/** The longest name in the descriptor of a stream, in UTF-16 code units. */
+const MAX_NAME = 255;
 
 /** Bytes of each extent of a split disk. */
 const EXTENT_SIZE = 2 ** 31;
@@ -123,9 +126,13 @@ export function planImage(options: OptionValues): Plan {
   };
 }
 
+function isQuotable(text: string): boolean {
+  return !/["\r\n\0]/.test(text);
+}
+
 /** Refuse characters that would end the quotes in a descriptor. */
 function checkQuotable(text: string): void {
-  if (!/["\r\n\0]/.test(text)) return;
+  if (isQuotable(text)) return;
   throw invalid(`A VMDK descriptor cannot hold the text ${nameText(text)}`);
 }
 
@@ -174,6 +181,12 @@ export async function create(
   }
   if (isAlone) await writeTables(file, size, plan);
   await file.writev!(isAlone ? DESCRIPTOR.start * SECTOR_SIZE : 0, [text]);
+}
+
+/** The name in the descriptor of a stream, whatever becomes of that. */
+export function streamName(path = ""): string {
+  const name = fileName(path);
+  return isQuotable(name) && name.length <= MAX_NAME ? name : FILENAME;
 }
 
 /** The line of a sparse extent in the descriptor. */

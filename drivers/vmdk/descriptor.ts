@@ -123,7 +123,9 @@ export function createTypeOf(text: string): string {
   );
 }
 
-const EXTENT_START = /^[ \t]*(RW|RDONLY|NOACCESS)[ \t]/i;
+/** What begins as an extent line does, with an unknown access too. */
+const EXTENT_START =
+  /^[ \t]*(?:(?:RW|RDONLY|NOACCESS)[ \t]|[A-Z]+[ \t]+-?\d+[ \t]+[A-Z]+\b)/i;
 
 const EXTENT_LINE =
   /^[ \t]*(RW|RDONLY|NOACCESS)[ \t]+(-?\d+)[ \t]+([A-Z]+)(?:[ \t]+"([^"]*)")?(?:[ \t]+(-?\d+))?/i;

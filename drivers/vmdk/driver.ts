@@ -17,7 +17,8 @@ export const vmdkDriver: BlockDriver = {
   open: (options, context) => openVmdk(vmdkDriver, options, context),
   create: async (options, context) =>
     await (await import("./create.ts")).create(options, context),
-  stream: async function* (options, source) {
-    yield* (await import("./stream.ts")).streamImage(options, source);
+  stream: async function* (options, source, _target, filename) {
+    const { streamImage } = await import("./stream.ts");
+    yield* streamImage(options, source, filename);
   },
 };

@@ -21,6 +21,8 @@ export interface Extent {
   /** Whether its grains are compressed. */
   readonly isCompressed?: boolean;
 
+  /** Load the directory of its tables, if it has one. */
+  preload?(): Promise<void>;
   /** As for a block map. */
   lookup(offset: number, length: number): Run | undefined;
   /** As for a block map. */

@@ -110,13 +110,15 @@ export async function readSector(
 /**
  * Read the header of a sparse extent.
  *
+ * @param known Its first sector, if that has been read.
  * @throws {BlockError} EINVAL, EFBIG or ENOTSUP, with QEMU's messages.
  */
 export async function readLayout(
   file: BlockNode,
   readOnly: boolean,
+  known?: DataView,
 ): Promise<SparseLayout> {
-  const header = await readSector(file, 0);
+  const header = known ?? await readSector(file, 0);
   switch (header.getUint32(AT.magic)) {
     case MAGIC.HOSTED:
       return await readHosted(file, header, readOnly);
@@ -190,9 +192,9 @@ async function readHosted(
 /** The copy of the header at the end, with the final offsets. */
 async function readFooter(file: BlockNode): Promise<DataView> {
   const end = roundUp(file.size, SECTOR_SIZE);
-  const at = (sectors: number) =>
-    readSector(file, Math.max(0, end - sectors * SECTOR_SIZE));
-  const [marker, footer, last] = [await at(3), await at(2), await at(1)];
+  const [marker, footer, last] = await Promise.all(
+    [3, 2, 1].map((n) => readSector(file, Math.max(0, end - n * SECTOR_SIZE))),
+  );
   const isRight = footer.getUint32(AT.magic) === MAGIC.HOSTED &&
     marker.getUint32(8, true) === 0 &&
     marker.getUint32(12, true) === MARKER.FOOTER &&

@@ -63,6 +63,9 @@ export async function openVmdk(
       throw error.prefixed(`Cannot use relative paths with ${described}: `);
     }
   });
+  if (context.purpose !== "info") {
+    for (const extent of image.extents) await extent.preload?.();
+  }
   const { parentFile } = image.descriptor;
   const backing = await openBacking(parentFile, "vmdk", options, context);
   return new VmdkNode(driver, file, backing, image, context);

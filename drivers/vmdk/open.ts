@@ -73,7 +73,7 @@ export async function openImage(
       return await openDescribed(file, alone, context, openPart);
     }
   }
-  const layout = await readLayout(file, context.readOnly);
+  const layout = await readLayout(file, context.readOnly, header);
   const { offset, length } = layout.descriptor;
   const place = { offset, length: Math.min(length, MAX_EMBEDDED) };
   const descriptor = parseDescriptor(await readBytes(file, place));

@@ -94,6 +94,13 @@ export class SparseExtent implements Extent {
     this.#next = Math.max(this.#next, this.#endOf(file));
   }
 
+  /** Load the grain directory. */
+  async preload(): Promise<void> {
+    const { directory } = this.layout;
+    const length = directoryEntries(this.layout) * this.#entrySize;
+    await this.#pages.preload(directory, length);
+  }
+
   get isCompressed(): boolean {
     return this.layout.isCompressed;
   }

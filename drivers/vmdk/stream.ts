@@ -20,7 +20,7 @@ import { BlockError } from "../../core/errors.ts";
 import type { OptionValues } from "../../core/options.ts";
 import { isZero } from "../../core/runtime.ts";
 import { compressGrain } from "./compressed.ts";
-import { FILENAME, planImage, sparseLine } from "./create.ts";
+import { planImage, sparseLine, streamName } from "./create.ts";
 import { newDescriptor, NO_PARENT } from "./descriptor.ts";
 import {
   DESCRIPTOR,
@@ -50,10 +50,15 @@ interface Grain {
   readonly stored: Uint8Array;
 }
 
-/** Stream an image with the content of `source`. */
+/**
+ * Stream an image with the content of `source`.
+ *
+ * @param filename The name or path of its file. It may be empty.
+ */
 export async function* streamImage(
   options: OptionValues,
   source: StreamSource,
+  filename?: string,
 ): AsyncGenerator<Uint8Array> {
   const { isStream, backingFile, size, about } = planImage(options);
   if (!isStream) {
@@ -70,7 +75,7 @@ export async function* streamImage(
   const descriptor = newDescriptor({
     createType: "streamOptimized",
     parentCid: NO_PARENT,
-    extents: [sparseLine(size, FILENAME)],
+    extents: [sparseLine(size, streamName(filename))],
     size,
     ...about,
   });

@@ -23,11 +23,7 @@ import {
 } from "../../core/bytes.ts";
 import { invalid } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
-import {
-  type ChangedUnit,
-  readEntries,
-  writeEntries,
-} from "../../core/paged_table.ts";
+import { type ChangedUnit, writeEntries } from "../../core/paged_table.ts";
 import { readPadded } from "../../core/requests.ts";
 import {
   DYNAMIC_HEADER_SIZE,
@@ -77,8 +73,7 @@ export class VpcTable extends BlockTable {
     const { tableOffset, entries } = this.#header;
     const length = entries * ENTRY_SIZE;
     let end = roundUp(tableOffset + length, SECTOR_SIZE);
-    const table = { offset: tableOffset, length, entrySize: ENTRY_SIZE };
-    await readEntries(this.file, table, (view, at, index) => {
+    await this.table.readAll(entries, (view, at, index) => {
       const entry = view.getUint32(at);
       if (entry !== UNALLOCATED) {
         end = Math.max(end, this.#checkedEnd(index, entry));

@@ -7,6 +7,7 @@
 import { allocate, SECTOR_SIZE } from "../../core/bytes.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { readPadded } from "../../core/requests.ts";
+import { SharedLoads } from "../../core/shared_loads.ts";
 import type { DynamicHeader } from "./footer.ts";
 
 /** Bytes of bitmaps kept in memory, unless more have changed. */
@@ -37,6 +38,7 @@ export class SectorBitmaps {
   readonly #new = new Map<number, number>();
   /** The other bitmaps, in the order of loading. */
   readonly #bitmaps = new Map<number, Uint8Array>();
+  readonly #loads = new SharedLoads();
   /** Bitmaps that differ from the file, and their offsets. */
   #dirty = new Map<number, number>();
   /** Those being written: the file still has the old content. */
@@ -82,15 +84,18 @@ export class SectorBitmaps {
   }
 
   /** Load a block's bitmap from an offset of the file. */
-  async load(index: number, offset: number): Promise<void> {
-    const bytes = allocate(this.size);
-    await readPadded(this.#file, offset, [bytes]);
-    // Another caller may have loaded and changed it meanwhile.
-    if (this.isFull(index) || this.#bitmaps.has(index)) return;
-    this.#makeRoom();
-    this.#bitmaps.set(index, bytes);
-    const whole = this.run(index, 0, this.#sectors)!;
-    if (whole.isHere && whole.count === this.#sectors) this.#addFull(index);
+  load(index: number, offset: number): Promise<void> {
+    const read = async () => {
+      const bytes = allocate(this.size);
+      await readPadded(this.#file, offset, [bytes]);
+      return bytes;
+    };
+    return this.#loads.run(index, read, (bytes) => {
+      this.#makeRoom();
+      this.#bitmaps.set(index, bytes);
+      const whole = this.run(index, 0, this.#sectors)!;
+      if (whole.isHere && whole.count === this.#sectors) this.#addFull(index);
+    });
   }
 
   #makeRoom(): void {

@@ -106,6 +106,13 @@ Deno.test("help COMMAND is COMMAND --help", async () => {
     assertEquals(await bdrv("help", name), await bdrv(name, "--help"));
   }
   assertEquals(await bdrv("help"), await bdrv("--help"));
+  for (const name of ["bdrv", "qemu-img", "qemu-io", "qemu-nbd"]) {
+    assertEquals(await bdrv("help", name), await bdrv(name, "--help"));
+  }
+  assertEquals(
+    await bdrv("help", "qemu-img", "info"),
+    await bdrv("qemu-img", "info", "--help"),
+  );
   assertMatch(await runOk([...BDRV, "help"]), /\n {2}help +Show what/);
   assertEquals(
     (await bdrv("help", "convrt")).stderr,

@@ -1,6 +1,7 @@
 /** Requests and jobs that are aborted. @module */
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import {
+  bench,
   BlockError,
   type BlockNode,
   commit,
@@ -348,6 +349,67 @@ Deno.test("luks: an aborted resize ends soon, and leaves the size as it was", as
   await below.close();
 });
 
+Deno.test("an aborted openImage() fails at once, and leaves nothing open", async () => {
+  const { file, disk } = await image("qcow2");
+  await disk.close();
+  const stack = { driver: "qcow2", file };
+  await canceled(openImage(stack, { signal: aborted() }));
+  file.isSlow = true;
+  const cancel = new AbortController();
+  const opening = openImage(stack, { signal: cancel.signal });
+  assert(!await isSettled(opening));
+  cancel.abort(REASON);
+  await canceled(opening);
+  await file.release();
+  file.isSlow = false;
+  // Nobody claims it any more.
+  await using again = await openImage(stack);
+  await again.write(0, new Uint8Array(512));
+});
+
+// Those of vhdx and of small VMDK files are read when the image is opened.
+for (const format of ["qcow2", "vdi", "vpc", "qed", "parallels"]) {
+  Deno.test(`${format}: an aborted reader does not wait for a table`, async () => {
+    const { file, disk } = await image(format);
+    await disk.write(0, new Uint8Array(4096).fill(1));
+    await disk.close();
+    await using cold = await openImage({ driver: format, file });
+    file.isSlow = true;
+    const cancel = new AbortController();
+    const { signal } = cancel;
+    const aborted = cold.read(0, 4096, { signal });
+    const other = cold.read(0, 4096);
+    other.catch(() => {});
+    await turns(100);
+    assertEquals(file.waiting.length, 1, "one load of the table");
+    cancel.abort(REASON);
+    await canceled(aborted);
+    assertEquals(file.waiting.length, 1);
+    await file.release();
+    assertEquals((await other)[0], 1);
+    file.isSlow = false;
+  });
+}
+
+for (const format of ["qcow2", "vdi", "vhdx", "qed", "parallels"]) {
+  Deno.test(`${format}: an aborted check settles at once, and ends`, async () => {
+    const { file, disk } = await image(format);
+    await disk.write(0, new Uint8Array(4096).fill(1));
+    await disk.flush();
+    file.isSlow = true;
+    const cancel = new AbortController();
+    const check = disk.check({ signal: cancel.signal });
+    assert(!await isSettled(check));
+    cancel.abort(REASON);
+    await canceled(check);
+    await file.release();
+    assertEquals(file.waiting.length, 0);
+    file.isSlow = false;
+    assertEquals((await disk.check()).corruptions, 0);
+    await disk.close();
+  });
+}
+
 Deno.test("an aborted reader of a compressed cluster leaves it to the others", async () => {
   const { file, disk } = await image("qcow2");
   await disk.writeCompressed(0, new Uint8Array(4096).fill(5));
@@ -513,10 +575,11 @@ Deno.test("aborted jobs end, and say so", async () => {
     () => convert([nodes[0]], nodes[1], { signal, salvage: true }),
     () => compare(nodes[0], other.node, { signal }),
     () => measure("qcow2", {}, nodes[0], { signal }),
+    () => bench(nodes[0], { count: 1000, length: 512, signal }),
     () => Array.fromAsync(streamImage("raw", [nodes[0]], { signal })),
   ];
   for (const job of jobs(aborted())) await canceled(job());
-  for (const index of [0, 1, 2, 3]) {
+  for (const index of [0, 1, 2, 3, 5]) {
     file.isSlow = true;
     const controller = new AbortController();
     const running = jobs(controller.signal)[index]();

@@ -16,6 +16,7 @@ import {
   createImage,
   getDriver,
   Image,
+  insertFilter,
   listDrivers,
   measure,
   MemoryStore,
@@ -25,6 +26,7 @@ import {
   parseStack,
   rebase,
   registerDriver,
+  replaceChild,
   streamImage,
   ThrottleGroup,
 } from "../../mod.ts";
@@ -150,6 +152,68 @@ Deno.test("openImage() says what is not a source", async (t) => {
   );
   await using disk = await image();
   assert((await failure(() => openImage(disk as Anything))).code === "EINVAL");
+});
+
+Deno.test("an open image where a node or a description is wanted is refused, saying so", async (t) => {
+  await using disk = await image();
+  const file = { driver: "memory", store: new MemoryStore() };
+  const pass = "pass the property 'node'";
+  const cases: Record<string, [act: () => unknown, text: string]> = {
+    "as a source": [() => openImage(disk as Anything), pass],
+    "as a file": [() => openImage({ driver: "raw", file: disk }), pass],
+    "as a file to probe": [() => openImage({ file: disk }), pass],
+    "as the file of a new image": [
+      () => createImage("raw", disk as Anything, { size: 1 }),
+      "is open already",
+    ],
+    "its node as the file of a new image": [
+      () => createImage("raw", disk.node as Anything, { size: 1 }),
+      "is open already",
+    ],
+    "its node as a filter": [
+      () => insertFilter(disk, disk.node as Anything),
+      "is open already",
+    ],
+    "as the description of a file": [
+      () => createImage("raw", { ...file, file: disk }, { size: 1 }),
+      "'file'",
+    ],
+  };
+  for (const [name, [act, text]] of Object.entries(cases)) {
+    await t.step(name, async () => {
+      const { message } = await failure(act);
+      assert(message.includes(text), message);
+      assert(!message.includes("''"), message);
+    });
+  }
+});
+
+Deno.test("errors of nodes without a file name make sense", async () => {
+  const disk = await image();
+  const other = await image("raw", 512);
+  for (
+    const act of [
+      () => disk.read(0, 2 * MIB),
+      () => replaceChild(disk, "toString", other),
+      () => replaceChild(disk, "file", other),
+      () => {
+        const file = disk.node.children.file!;
+        return openImage({ driver: "qcow2", file });
+      },
+      async () => {
+        await other.close();
+        await replaceChild(disk, "file", other);
+      },
+      () => openImage(other.node),
+      () => insertFilter(disk, { driver: "raw" }),
+      () => insertFilter(disk, { driver: "copy-on-read", file: "other" }),
+      () => other.read(0, 1),
+    ]
+  ) {
+    const { message } = await failure(act);
+    assert(!message.includes("''"), message);
+  }
+  await disk.close();
 });
 
 Deno.test("openImage() refuses options that make no sense", async (t) => {
@@ -521,8 +585,30 @@ Deno.test("nodes that a driver opens are validated", async (t) => {
     "a readOnly that is none": { readOnly: "no" },
     "an alignment of 0": { limits: { requestAlignment: 0 } },
     "an alignment that is none": { limits: { requestAlignment: NaN } },
+    "an alignment of 3": { limits: { requestAlignment: 3 } },
+    "an alignment of 1 TiB": { limits: { requestAlignment: 2 ** 40 } },
+    "an alignment that is a text": { limits: { requestAlignment: "512" } },
     "limits that are none": { limits: 5 },
     "a negative limit": { limits: { maxTransfer: -1 } },
+    "a fractional limit": { limits: { maxDiscard: 0.5 } },
+    "an unaligned transfer": {
+      limits: { requestAlignment: 512, maxTransfer: 1000 },
+    },
+    "a transfer shorter than a unit": {
+      limits: { requestAlignment: 512, maxTransfer: 100 },
+    },
+    "unaligned writes of zeroes": {
+      limits: { requestAlignment: 512, writeZeroesAlignment: 1000 },
+    },
+    "unaligned discards": {
+      limits: { requestAlignment: 512, discardAlignment: 1000 },
+    },
+    "zeroes shorter than their unit": {
+      limits: { writeZeroesAlignment: 4096, maxWriteZeroes: 1000 },
+    },
+    "discards shorter than a unit": {
+      limits: { requestAlignment: 512, maxDiscard: 100 },
+    },
   };
   for (const [what, changes] of Object.entries(odd)) {
     await t.step(what, async () => {

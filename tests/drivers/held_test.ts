@@ -264,3 +264,12 @@ Deno.test("an option that a driver cannot open is refused", async () => {
     assertEquals(error.code, "EINVAL");
   }
 });
+
+Deno.test("writing to what has no name says so without one", async () => {
+  await using image = await openImage(await hello());
+  const error = await assertRejects(
+    () => image.write(0, new Uint8Array(1)),
+    BlockError,
+  );
+  assertEquals(error.message, "Cannot write: driver 'blob' cannot write");
+});

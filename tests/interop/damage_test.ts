@@ -71,6 +71,10 @@ const DAMAGES: {
     at: l1,
     entry: COPIED | 0x10000000n,
   }),
+  "an L2 table over the refcount table": ({ l1, table }) => ({
+    at: l1,
+    entry: COPIED | BigInt(table),
+  }),
   "no refcount block": ({ table }) => ({ at: table, entry: 0n }),
   "refcounts of zero for the first clusters": ({ block }) => ({
     at: block,
@@ -96,6 +100,8 @@ const CALLS = [
   "io; write -c 0 64k; write -c 704k 64k",
   "img snapshot -c new",
   "img resize -q 2M",
+  "img amend -o compat=0.10",
+  "img amend -o refcount_bits=64",
 ];
 
 /**
@@ -106,6 +112,7 @@ const LEFT_OUT: { readonly [call: string]: readonly string[] } = {
   // Freeing a refcount block loses the refcounts in it.
   "io; discard 0 64k; discard 192k 64k; flush": [
     "data over a refcount block",
+    "an L2 table over the refcount table",
     "a compressed cluster over the L2 table", // QEMU fails an assertion.
   ],
   // Clusters with a refcount of zero may be overwritten, although the snapshot
@@ -113,6 +120,12 @@ const LEFT_OUT: { readonly [call: string]: readonly string[] } = {
   "img snapshot -c new": [
     "data past the end of the file",
     "an L2 table past the end of the file",
+  ],
+  // Where zero clusters are removed, COPIED flags are mended as well.
+  "img amend -o compat=0.10": ["data whose COPIED flag is missing"],
+  "img amend -o refcount_bits=64": [
+    "no refcount block", // QEMU crashes.
+    "refcounts of zero for the first clusters", // QEMU reports it twice.
   ],
 };
 

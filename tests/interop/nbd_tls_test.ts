@@ -14,6 +14,7 @@ import {
   serveNbd,
   TlsCredentials,
 } from "../../mod.ts";
+import { breakEverywhere, endingsOf } from "../drivers/nbd/breaks.ts";
 import { memoryImage } from "../drivers/nbd/peers.ts";
 import { streamPair } from "../drivers/nbd/streams.ts";
 import { qemuTest, TempDir } from "../qemu.ts";
@@ -181,3 +182,25 @@ qemuTest("leaving during a TLS handshake blocks nobody", async () => {
     new Set([`option negotiation failed: ${why}`]),
   );
 }, ["openssl"]);
+
+qemuTest(
+  "nothing promised is lost when an encrypted connection breaks",
+  async () => {
+    await using dir = new TempDir();
+    const folder = await makeCertificates(dir);
+    const pem = (name: string) =>
+      Deno.readTextFileSync(`${folder}/${name}.pem`);
+    const of = (endpoint: "client" | "server") =>
+      new TlsCredentials({
+        endpoint,
+        ca: pem("ca-cert"),
+        certificate: pem(`${endpoint}-cert`),
+        key: pem(`${endpoint}-key`),
+      });
+    const setting = { tls: { client: of("client"), server: of("server") } };
+    for (const ending of endingsOf(setting)) {
+      await breakEverywhere(ending, setting, 41);
+    }
+  },
+  ["openssl"],
+);

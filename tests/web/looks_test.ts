@@ -166,6 +166,17 @@ qemuTest(
       await page.locator("#spaces canvas").first().focus();
       await page.keyboard.press("End");
       await page.locator("#cell", { hasText: "Disk 0xff" }).waitFor();
+      // The cell is marked: the last one is at the picture's lower right.
+      const end = async (selector: string) => {
+        const box = await page.locator(selector).first().boundingBox();
+        const { x, y, width, height } = box!;
+        assert(width > 0 && height > 0);
+        return [x + width, y + height].map(Math.round);
+      };
+      assertEquals(await end(".cursor"), await end("#spaces canvas"));
+      const box = page.locator("#cell");
+      const { y } = (await box.boundingBox())!;
+      assert(y > 0 && y < page.viewportSize()!.height, `${y}`);
       // The table opens by a key, too.
       await page.locator("#spaces summary").first().focus();
       await page.keyboard.press("Enter");

@@ -205,6 +205,32 @@ async function* vmdkInputs(): AsyncGenerator<Input> {
         : ["descriptor"],
     };
   }
+  const again = 'createType="monolithicSparse"\n';
+  yield {
+    name: "vmdk of a long kind, and of another one",
+    bytes: described(
+      sparse,
+      (text) => text.replace("monolithicSparse", "x".repeat(100)) + again,
+    ),
+    dangers: ["descriptor", "extents"],
+  };
+  yield {
+    name: "vmdk whose kind goes on to the next line",
+    bytes: described(
+      sparse,
+      (text) => `createType="streamOptimized\n${"#".repeat(64)}\n${text}`,
+    ),
+    dangers: ["descriptor", "extents"],
+  };
+  yield {
+    name: "vmdk with a better kind in a comment",
+    bytes: described(
+      sparse,
+      (text) => `# ${again}${text.replace("monolithicSparse", "vmfs")}`,
+    ),
+    dangers: ["descriptor", "extents"],
+    isOurs: true,
+  };
   yield {
     name: "vmdk in capitals",
     bytes: described(
@@ -219,6 +245,16 @@ async function* vmdkInputs(): AsyncGenerator<Input> {
       sparse,
       (text) =>
         text.replace(/^createType/m, 'parentFileNameHint="base.vmdk"\n$&'),
+    ),
+    dangers: ["backing-file"],
+    isOurs: true,
+  };
+  yield {
+    name: "vmdk with a parent in a comment",
+    bytes: described(
+      sparse,
+      (text) =>
+        text.replace(/^createType/m, '# parentFileNameHint="base.vmdk"\n$&'),
     ),
     dangers: ["backing-file"],
     isOurs: true,
@@ -255,12 +291,20 @@ async function* vmdkInputs(): AsyncGenerator<Input> {
       ["flat outside", flat.replace("disk-flat", "/etc/disk-flat")],
       ["text", "words, and more of them\n".repeat(9) + 'createType="vmfs"\n'],
       ["flat in a long text", flat + "# x\n".repeat(5000)],
+      [
+        "flat, which it denies",
+        flat.replace("monolithicFlat", "monolithicSparse"),
+      ],
     ]
   ) {
     yield {
       name: `vmdk ${name}`,
       bytes: text(lines),
-      dangers: name === "text" ? ["descriptor"] : ["descriptor", "extents"],
+      dangers: name === "text"
+        ? ["descriptor"]
+        : name === "flat, which it denies"
+        ? ["extents"]
+        : ["descriptor", "extents"],
     };
   }
   const cowd = allocate(4096);

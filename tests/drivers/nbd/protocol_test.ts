@@ -24,6 +24,7 @@ import { usePlatform } from "../../../core/platform/mod.ts";
 import { webPlatform } from "../../../core/platform/web.ts";
 import { entered, memoryImage, RawClient, served } from "./peers.ts";
 import { streamPair } from "./streams.ts";
+import { VolatileDisk } from "./volatile_disk.ts";
 
 const MIB = 1 << 20;
 
@@ -388,6 +389,50 @@ Deno.test("a client above the limit waits for its turn", async () => {
   assertEquals([server.clients, ends.length], [1, 1]);
   await first.close();
   await (await second).close();
+});
+
+Deno.test("requests of a client that has gone are over before the next one's begin", async () => {
+  const disk = new VolatileDisk(4096);
+  let release = () => {};
+  const held = new Promise<void>((resolve) => release = resolve);
+  const order: number[] = [];
+  const image = await disk.image({
+    async writev(_offset, [bytes]) {
+      if (bytes[0] === 1) await held;
+      order.push(bytes[0]);
+    },
+  });
+  const connections: ByteStream[] = [];
+  let arrived = () => {};
+  const server = await serveNbd(image, {
+    address: { path: "" },
+    async accept() {
+      if (connections.length === 0) {
+        await new Promise<void>((resolve) => arrived = resolve);
+      }
+      return connections.shift() ?? null;
+    },
+    close: () => arrived(),
+  }, { writable: true });
+  const connected = async () => {
+    const [ours, theirs] = streamPair();
+    connections.push(theirs);
+    arrived();
+    return [ours, await entered(ours)] as const;
+  };
+  const [stream, first] = await connected();
+  const lost = first.write(0, [new Uint8Array(512).fill(1)], false);
+  await new Promise((resolve) => setTimeout(resolve, 10));
+  stream.close();
+  await assertRejects(() => lost);
+  const [, second] = await connected();
+  const repeated = second.write(0, [new Uint8Array(512).fill(2)], false);
+  await new Promise((resolve) => setTimeout(resolve, 10));
+  release();
+  await repeated;
+  assertEquals(order, [1, 2]);
+  await second.close();
+  await server.close();
 });
 
 Deno.test("a closing server finishes requests in flight", async () => {

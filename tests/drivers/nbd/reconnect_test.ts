@@ -1,273 +1,21 @@
 /**
- * Connections that break, and servers that die, at every message: what was
- * flushed, or written with FUA, must be there in the end, and no write may
- * overtake another.
+ * Connections that break, and servers that die, in particular situations.
+ * `breaks_test.ts` has those at every message.
  *
  * @module
  */
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { Image } from "../../../core/image.ts";
 import { openNode } from "../../../core/open.ts";
-import type { ByteStream } from "../../../core/platform/sockets.ts";
-import {
-  BlockError,
-  type BlockNode,
-  MemoryStore,
-  serveNbd,
-} from "../../../mod.ts";
-import { filterNode } from "../../../core/filter.ts";
-import { getDriver } from "../../../core/registry.ts";
-import {
-  EXTENDED_REPLY_MAGIC,
-  EXTENDED_REQUEST_MAGIC,
-  Fields,
-  OPTION_MAGIC,
-  OPTION_REPLY_MAGIC,
-  REQUEST_MAGIC,
-  SIMPLE_REPLY_MAGIC,
-  STRUCTURED_REPLY_MAGIC,
-} from "../../../drivers/nbd/wire.ts";
+import { BlockError, type BlockNode, serveNbd } from "../../../mod.ts";
 import { streamPair } from "./streams.ts";
+import { VolatileDisk } from "./volatile_disk.ts";
 
 const UNIT = 4096;
 const SIZE = 64 * UNIT;
 
-/** A disk that loses what was not flushed when its server dies. */
-class VolatileDisk {
-  readonly #durable = new Uint8Array(SIZE);
-  readonly #cached = new Uint8Array(SIZE);
-
-  async image(): Promise<Image> {
-    const store = new MemoryStore(SIZE);
-    const below = await openNode({
-      driver: "raw",
-      file: { driver: "memory", store },
-    });
-    const flush = () => {
-      this.#durable.set(this.#cached);
-      return Promise.resolve();
-    };
-    const node: BlockNode = filterNode(getDriver("throttle"), below, {
-      readv: (offset, iov) => {
-        for (const part of iov) {
-          part.set(this.#cached.subarray(offset, offset + part.length));
-          offset += part.length;
-        }
-        return Promise.resolve();
-      },
-      writev: async (offset, iov, flags) => {
-        const start = offset;
-        for (const part of iov) {
-          this.#cached.set(part, offset);
-          offset += part.length;
-        }
-        if (flags?.fua) {
-          this.#durable.set(this.#cached.subarray(start, offset), start);
-        }
-        await undefined;
-      },
-      writeZeroes: (offset, length) => {
-        this.#cached.fill(0, offset, offset + length);
-        return Promise.resolve();
-      },
-      status: (_offset, length) =>
-        Promise.resolve({ length, allocated: true, zero: false }),
-    });
-    return new Image({ ...node, flush, size: SIZE } as BlockNode);
-  }
-
-  /** The power fails: what was not flushed is gone. */
-  lose(): void {
-    this.#cached.set(this.#durable);
-  }
-
-  get durable(): Uint8Array {
-    return this.#durable;
-  }
-}
-
-/**
- * A server whose first connection breaks after some bytes, and which comes
- * back.
- */
-async function brittle(
-  disk: VolatileDisk,
-  cuts: { cutThere?: number; cutBack?: number },
-): Promise<() => Promise<ByteStream>> {
-  const image = await disk.image();
-  let dead: Promise<void> | undefined;
-  return async () => {
-    await dead;
-    const [ours, theirs] = streamPair(dead ? {} : cuts);
-    const server = await serveNbd(image, theirs, { writable: true });
-    dead ??= server.ended.then(() => disk.lose());
-    return ours;
-  };
-}
-
-/** The first byte of each unit: a unit's bytes are all equal. */
-function units(bytes: Uint8Array): number[] {
-  return Array.from({ length: 6 }, (_, i) => bytes[i * UNIT]);
-}
-
-/** What each end sends until all the work below is done. */
-async function recordTraffic(): Promise<[there: Uint8Array, back: Uint8Array]> {
-  const disk = new VolatileDisk();
-  const image = await disk.image();
-  const there: number[] = [];
-  const back: number[] = [];
-  const connect = async () => {
-    const [ours, theirs] = streamPair();
-    await serveNbd(image, theirs, { writable: true });
-    return {
-      async read(into: Uint8Array) {
-        const count = await ours.read(into);
-        back.push(...into.subarray(0, count ?? 0));
-        return count;
-      },
-      write(bytes: Uint8Array) {
-        there.push(...bytes);
-        return ours.write(bytes);
-      },
-      close: () => ours.close(),
-    };
-  };
-  const node = await openNode({ driver: "nbd", connect });
-  await work(node, new Uint8Array(SIZE));
-  await node.close();
-  return [Uint8Array.from(there), Uint8Array.from(back)];
-}
-
-/** How messages begin. Written data never looks like that. */
-const MAGICS = new Set([
-  OPTION_MAGIC[0],
-  OPTION_REPLY_MAGIC[0],
-  REQUEST_MAGIC,
-  EXTENDED_REQUEST_MAGIC,
-  SIMPLE_REPLY_MAGIC,
-  STRUCTURED_REPLY_MAGIC,
-  EXTENDED_REPLY_MAGIC,
-]);
-
-/**
- * Offsets to break off at: before, within the head and at the end of each
- * message.
- */
-function breaks(said: Uint8Array): number[] {
-  const fields = new Fields(said);
-  const found = new Set<number>([said.length - 1]);
-  for (let at = 0; at + 4 <= said.length; at++) {
-    if (!MAGICS.has(fields.u32(at))) continue;
-    for (const here of [at - 1, at, at + 1, at + 30]) found.add(here);
-  }
-  return [...found].filter((at) => at > 0 && at < said.length);
-}
-
-interface Cut {
-  cutThere?: number;
-  cutBack?: number;
-}
-
-/**
- * Try something with connections that break at each message, in each direction.
- */
-async function atEveryMessage(act: (cut: Cut) => Promise<void>): Promise<void> {
-  const [there, back] = await recordTraffic();
-  const cuts: Cut[] = [
-    ...breaks(there).map((cutThere) => ({ cutThere })),
-    ...breaks(back).map((cutBack) => ({ cutBack })),
-  ];
-  assert(cuts.length > 100);
-  while (cuts.length > 0) await Promise.all(cuts.splice(0, 100).map(act));
-}
-
-/** Writes of all kinds; `model` becomes what the disk must hold afterwards. */
-async function work(node: BlockNode, model: Uint8Array): Promise<void> {
-  const write = async (unit: number, value: number, fua = false) => {
-    const bytes = new Uint8Array(UNIT).fill(value);
-    await node.writev!(unit * UNIT, [bytes], { fua });
-    model.set(bytes, unit * UNIT);
-  };
-  await write(0, 1);
-  await write(1, 2, true);
-  await write(1, 3);
-  await Promise.all([write(2, 4), write(3, 5), write(4, 6, true)]);
-  await node.flush!();
-  await write(0, 7);
-  // A retried older write must not overwrite this durable one.
-  await write(0, 8, true);
-  await node.writeZeroes!(3 * UNIT, UNIT);
-  model.fill(0, 3 * UNIT, 4 * UNIT);
-  await write(2, 9);
-  const back = new Uint8Array(UNIT);
-  await node.readv(2 * UNIT, [back]);
-  assertEquals(back[0], 9);
-  await node.flush!();
-}
-
-Deno.test("with a reconnect delay, all goes on as if the connection had never broken", async () => {
-  await atEveryMessage(async (cut) => {
-    const disk = new VolatileDisk();
-    const connect = await brittle(disk, cut);
-    const node = await openNode({
-      driver: "nbd",
-      connect,
-      "reconnect-delay": 10,
-      "open-timeout": 10,
-    });
-    const model = new Uint8Array(SIZE);
-    await work(node, model);
-    assertEquals(units(disk.durable), units(model), JSON.stringify(cut));
-    await node.close();
-  });
-});
-
-Deno.test("without one, nothing flushed is lost, and other losses are reported", async () => {
-  await atEveryMessage(async (cut) => {
-    const disk = new VolatileDisk();
-    const connect = await brittle(disk, cut);
-    let node: BlockNode;
-    try {
-      node = await openNode({ driver: "nbd", connect });
-    } catch {
-      return; // The connection broke during the open.
-    }
-    /** What units must hold, as far as it was promised. */
-    const promised = new Map<number, number>();
-    const pending = new Map<number, number>();
-    let failures = 0;
-    for (let i = 0; i < 24; i++) {
-      const unit = i % 6;
-      const fua = i % 5 === 0;
-      try {
-        const bytes = new Uint8Array(UNIT).fill(i + 1);
-        promised.delete(unit);
-        pending.delete(unit);
-        await node.writev!(unit * UNIT, [bytes], { fua });
-        (fua ? promised : pending).set(unit, i + 1);
-        if (i % 7 === 6) {
-          await node.flush!();
-          for (const [unit, value] of pending) promised.set(unit, value);
-          pending.clear();
-        }
-      } catch (error) {
-        assert(error instanceof BlockError);
-        failures++;
-        pending.clear();
-      }
-    }
-    disk.lose();
-    for (const [unit, value] of promised) {
-      const what = `${JSON.stringify(cut)}, unit ${unit}`;
-      assertEquals(disk.durable[unit * UNIT], value, what);
-    }
-    assert(failures <= 2, `${failures} failures`);
-    await node.close().catch(() => {});
-  });
-});
-
 Deno.test("a flush does not vouch for what a lost server may have lost", async () => {
-  const disk = new VolatileDisk();
+  const disk = new VolatileDisk(SIZE);
   const image = await disk.image();
   let lose = () => Promise.resolve();
   const connect = async () => {
@@ -300,7 +48,7 @@ Deno.test("a flush does not vouch for what a lost server may have lost", async (
 });
 
 Deno.test("what is written during a flush is not taken for flushed", async () => {
-  const disk = new VolatileDisk();
+  const disk = new VolatileDisk(SIZE);
   const { node: below } = await disk.image();
   const held: (() => void)[] = [];
   const image = new Image({
@@ -354,7 +102,7 @@ Deno.test("what is written during a flush is not taken for flushed", async () =>
 });
 
 Deno.test("requests that wait for a server fail if it does not come back", async () => {
-  const image = await new VolatileDisk().image();
+  const image = await new VolatileDisk(SIZE).image();
   let end = () => {};
   let count = 0;
   const connect = async () => {
@@ -378,7 +126,7 @@ Deno.test("requests that wait for a server fail if it does not come back", async
 });
 
 Deno.test("a changed export is not taken for the old one", async () => {
-  const image = await new VolatileDisk().image();
+  const image = await new VolatileDisk(SIZE).image();
   let end = () => {};
   let size = SIZE;
   const connect = async () => {
@@ -404,7 +152,7 @@ Deno.test("a changed export is not taken for the old one", async () => {
 });
 
 Deno.test("several connections, where both server and user permit them", async () => {
-  const image = await new VolatileDisk().image();
+  const image = await new VolatileDisk(SIZE).image();
   let count = 0;
   const connect = async () => {
     count++;
@@ -437,7 +185,7 @@ Deno.test("waiting for a silent server ends after the given time", async () => {
 });
 
 Deno.test("requests that wait for a lost server can be aborted", async () => {
-  const image = await new VolatileDisk().image();
+  const image = await new VolatileDisk(SIZE).image();
   let end = () => {};
   let isBack = true;
   const connect = async () => {
@@ -476,7 +224,7 @@ Deno.test("requests that wait for a lost server can be aborted", async () => {
 });
 
 Deno.test("an unanswered read can be aborted, and its buffer is left alone", async () => {
-  const image = await new VolatileDisk().image();
+  const image = await new VolatileDisk(SIZE).image();
   await image.write(0, new Uint8Array(SIZE).fill(7));
   const waiting: (() => void)[] = [];
   const { readv } = image;
@@ -512,5 +260,105 @@ Deno.test("an unanswered read can be aborted, and its buffer is left alone", asy
   clearInterval(answering);
   assert(given.every((byte) => byte === 0));
   assert(others.every((bytes) => bytes.every((byte) => byte === 7)));
+  await node.close();
+});
+
+Deno.test("what is in flight on the other connections is not sent again before it is answered", async () => {
+  const disk = new VolatileDisk(SIZE);
+  const held: (() => void)[] = [];
+  const written: number[] = [];
+  const below = (await disk.image()).node;
+  const image = await disk.image({
+    async writev(offset, [bytes]) {
+      written.push(bytes[0]);
+      if (bytes[0] === 1) await new Promise<void>((done) => held.push(done));
+      await below.writev!(offset, [bytes]);
+    },
+  });
+  const ends: (() => void)[] = [];
+  const connect = async () => {
+    const [ours, theirs] = streamPair();
+    await serveNbd(image, theirs, { writable: true });
+    ends.push(() => theirs.close());
+    return ours;
+  };
+  const node = await openNode({
+    driver: "nbd",
+    connect,
+    "reconnect-delay": 60,
+    "multi-conn": 2,
+  });
+  const fill = (unit: number, value: number) =>
+    node.writev!(unit * UNIT, [new Uint8Array(UNIT).fill(value)]);
+  const pause = () => new Promise((done) => setTimeout(done, 1));
+  // Enough of them for a second connection, which then has the fewest.
+  const slow = Array.from({ length: 9 }, (_, i) => fill(i + 1, 1));
+  while (ends.length < 2 || held.length < 9) await pause();
+  for (let i = 0; i < 9; i++) await pause();
+  const first = fill(0, 1);
+  while (held.length < 10) await pause();
+  ends[0]();
+  await pause();
+  const second = first.then(() => fill(0, 2));
+  const other = fill(20, 3);
+  for (let i = 0; i < 9; i++) await pause();
+  assertEquals(written.length, 10, "nothing is sent meanwhile");
+  const answering = setInterval(() => {
+    for (const resolve of held.splice(0)) resolve();
+  }, 1);
+  await Promise.all([...slow, second, other]);
+  await node.flush!();
+  clearInterval(answering);
+  assertEquals(disk.durable[0], 2);
+  await node.close();
+});
+
+Deno.test("an export that accepts less than before is not taken for the old one", async () => {
+  const disk = new VolatileDisk(SIZE);
+  let end = () => {};
+  let blockSize = 1;
+  const connect = async () => {
+    const [ours, theirs] = streamPair();
+    const image = await disk.image();
+    await serveNbd(image, theirs, { writable: true, blockSize });
+    end = () => theirs.close();
+    return ours;
+  };
+  const node = await openNode({ driver: "nbd", connect });
+  blockSize = 512;
+  end();
+  for (let i = 0; i < 2; i++) {
+    await assertRejects(
+      () => node.readv(0, [new Uint8Array(UNIT)]),
+      BlockError,
+    );
+  }
+  blockSize = 1;
+  await node.readv(0, [new Uint8Array(UNIT)]);
+  await node.close();
+});
+
+Deno.test("a request that breaks each connection is not repeated for ever", async () => {
+  const disk = new VolatileDisk(SIZE);
+  let connections = 0;
+  const connect = async () => {
+    connections++;
+    const [ours, theirs] = streamPair();
+    const image = await disk.image({
+      readv() {
+        theirs.close();
+        return Promise.resolve();
+      },
+    });
+    await serveNbd(image, theirs, { writable: true });
+    return ours;
+  };
+  const node = await openNode({ driver: "nbd", connect, "reconnect-delay": 1 });
+  const error = await assertRejects(
+    () => node.readv(0, [new Uint8Array(UNIT)]),
+    BlockError,
+  );
+  assertEquals(error.code, "EIO");
+  assert(connections > 1);
   await node.close();
 });

@@ -6,6 +6,7 @@ import { roundUp } from "../../../core/bytes.ts";
 import { filterNode } from "../../../core/filter.ts";
 import { openProtocol } from "../../../core/open.ts";
 import type { BlockNode } from "../../../core/node.ts";
+import { isEqual } from "../../../core/runtime.ts";
 import { memoryDriver } from "../../../drivers/memory.ts";
 import type { Behaviour } from "../../../drivers/qcow2/behaviour.ts";
 import { QUIET } from "../../../drivers/qcow2/create.ts";
@@ -297,6 +298,37 @@ for (const extended of [false, true]) {
     assertEquals(contentOf(dataStore), new Uint8Array(SIZE));
   });
 }
+
+Deno.test("zeroes that a raw data file refuses change neither it nor the disk", async () => {
+  type Request = (state: Qcow2State) => Promise<unknown>;
+  const requests: { [name: string]: Request } = {
+    "zeroes": (state) => zeroGuest(state, 0, SIZE / 2),
+    "zeroes that free clusters": (state) =>
+      zeroGuest(state, 0, SIZE / 2, { unmap: true }),
+    "zeroes in part of a cluster": (state) => zeroGuest(state, 512, 3072),
+    "a discard": (state) => discardGuest(state, 0, SIZE / 2),
+  };
+  for (const [what, request] of Object.entries(requests)) {
+    for (const extended of [false, true]) {
+      const store = storeOf(await rawImage(extended));
+      const dataStore = new MemoryStore();
+      const data = await memoryNode(dataStore);
+      const full = await stateOf(await memoryNode(store), data);
+      await full.access.writev(0, [filled(SIZE, 1)]);
+      await flush(full);
+      const { node } = faultyNode(data, {
+        kind: "writev",
+        after: 0,
+        code: "EIO",
+        once: false,
+      });
+      const state = await stateOf(await memoryNode(store), node);
+      await assertRejects(() => request(state), BlockError, undefined, what);
+      const same = isEqual(await diskOf(state), contentOf(dataStore));
+      assertEquals([what, same], [what, true]);
+    }
+  }
+});
 
 /** Random requests; what the disk may hold at each moment of two power logs. */
 async function recordHistory(random: Random, passesDiscard: boolean) {

@@ -287,6 +287,17 @@ function changes(): { [name: string]: Change } {
       },
       change: (image) => image.node.image!.amend!({ refcount_bits: 16 }),
     },
+    "narrowing refcounts of which the first block counts the others": {
+      create: { size: 200 * 512, cluster_size: 512 },
+      async prepare(image, random) {
+        await writeShuffled(image, random);
+        // Room for the new blocks among the first clusters of the file.
+        const early = await firstClusters(image, 20);
+        for (const offset of early) await image.discard(offset, 512);
+        await image.node.image!.amend!({ refcount_bits: 64 });
+      },
+      change: (image) => image.node.image!.amend!({ refcount_bits: 16 }),
+    },
     "amending to version 2": {
       create: { size: 200 * 512, cluster_size: 512 },
       async prepare(image, random) {
@@ -297,6 +308,13 @@ function changes(): { [name: string]: Change } {
       },
       backing: new Random(4).bytes(200 * 512),
       change: (image) => image.node.image!.amend!({ compat: "0.10" }),
+    },
+    "amending to version 3": {
+      create: { size: 100 * 512, cluster_size: 512, compat: "0.10" },
+      prepare: writeBesideSnapshot,
+      // Its entry has no extra data, which version 3 requires.
+      damage: (bytes) => put32(bytes, snapshotsOf(bytes) + 36, 0),
+      change: (image) => image.node.image!.amend!({ compat: "1.1" }),
     },
     ...snapshotChanges("1.1"),
     // Version 2 has no mark that asks for a repair.
@@ -443,6 +461,18 @@ async function writeBesideSnapshot(
   await image.node.snapshots!.create({ name: "a snapshot" });
   const start = image.size / 4;
   await image.write(start, random.bytes(image.size / 2));
+}
+
+/** Guest offsets of the clusters that come first in the file. */
+async function firstClusters(image: Image, count: number): Promise<number[]> {
+  const places: [hostOffset: number, offset: number][] = [];
+  for await (const { hostOffset, offset, length } of image.extents()) {
+    for (let at = 0; hostOffset !== undefined && at < length; at += 512) {
+      places.push([hostOffset + at, offset + at]);
+    }
+  }
+  places.sort(([a], [b]) => a - b);
+  return places.slice(0, count).map(([, offset]) => offset);
 }
 
 async function addBitmaps({ bitmaps }: Image): Promise<void> {

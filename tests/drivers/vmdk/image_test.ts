@@ -77,6 +77,7 @@ Deno.test("a descriptor that makes no sense is refused in QEMU's words", async (
     [['rw 8 flat "x"'], "vmfs", 'Invalid extent line: rw 8 flat "x"'],
     [['RW 8k FLAT "x" 0'], "vmfs", 'Invalid extent line: RW 8k FLAT "x" 0'],
     [["rdonly zero"], "vmfs", "Invalid extent line: rdonly zero"],
+    [[flat, "RO 8 ZERO"], "vmfs", "Invalid extent line: RO 8 ZERO"],
     [[flat, "\tRW\t8"], "vmfs", "Invalid extent line: "],
     [['RW 99999999999999999999 FLAT "x" 0'], "vmfs", "Invalid extent line"],
   ];
