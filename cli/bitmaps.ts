@@ -68,7 +68,11 @@ export async function copyBitmaps(
     };
     await operations.add(name, { granularity, enabled: false })
       .catch(failed("create"));
-    await mergeBitmap(target, name, source, name).catch(failed("populate"));
+    await mergeBitmap(target, name, source, name).catch(async (thrown) => {
+      // A bitmap that lacks the changes must not look like a copy.
+      await operations.remove(name);
+      failed("populate")(thrown);
+    });
     if (flags.includes("auto")) await operations.enable(name);
   }
 }

@@ -127,6 +127,10 @@ async function describeChain(
       cache,
     });
     const described = await usingNodes([node], () => describe(node, limits));
+    // QEMU guards the first sector of what was probed.
+    if (described.limits && isProbedRaw(described, name, image)) {
+      described.limits["request-alignment"] = SECTOR_SIZE;
+    }
     const { bitmapsFault } = described.info;
     if (bitmapsFault !== undefined) {
       program.warn(`'${name}': the bitmaps cannot be listed: ${bitmapsFault}`);
@@ -137,6 +141,17 @@ async function describeChain(
     image = { format: described.info.backingFormat, forceShare };
   }
   return images;
+}
+
+/** Whether a raw image's format was guessed. */
+function isProbedRaw(
+  { format }: Description,
+  name: string,
+  image: ImageSettings,
+): boolean {
+  const isDescribed = (image.imageOpts || name.startsWith("json:")) &&
+    /(^|[{,])\s*["']?driver\b/.test(name.replace(/^json:/, ""));
+  return format === "raw" && image.format === undefined && !isDescribed;
 }
 
 function nextInChain({ info, fullBackingFile }: Description) {

@@ -66,12 +66,18 @@ async function open(
   const file = await context.openChild("file");
   const isDetached = context.describes("header") && options.header !== null;
   const header = isDetached ? await context.openChild("header") : undefined;
+  // As in QEMU, a missing passphrase is reported before an unsound header.
+  const passphrase = context.withoutKeys
+    ? undefined
+    : await passphraseOf(parsed, context);
   const volume = await LuksVolume.read(headerStore(header ?? file), {
     isDetached,
   });
-  const key = context.withoutKeys
-    ? undefined
-    : await findKey(volume, parsed, context);
+  const key = passphrase && await volume.unlock(passphrase, {
+    time: parsed["max-unlock-time"] as number | undefined,
+    signal: context.signal,
+    progress: context.unlocking,
+  });
   if (sectorsOf(file) < volume.header.payloadOffset) {
     throw new BlockError(
       "EIO",
@@ -91,16 +97,13 @@ async function open(
   });
 }
 
-/** The master key, unlocked with the passphrase that the options name. */
-async function findKey(
-  volume: LuksVolume,
+/** The passphrase that the options name. */
+function passphraseOf(
   options: OptionValues,
-  { secret, signal, unlocking }: OpenContext,
+  { secret }: Pick<OpenContext, "secret">,
 ): Promise<Uint8Array> {
   const id = options["key-secret"] as string | undefined;
-  const passphrase = await findPassphrase(secret, id, "key-secret");
-  const time = options["max-unlock-time"] as number | undefined;
-  return await volume.unlock(passphrase, { time, signal, progress: unlocking });
+  return findPassphrase(secret, id, "key-secret");
 }
 
 async function create(
@@ -112,8 +115,7 @@ async function create(
   if (options.size === undefined && !isDetached) {
     throw new BlockError("EINVAL", "Image creation needs a size parameter");
   }
-  const id = options["key-secret"] as string | undefined;
-  const passphrase = await findPassphrase(context.secret, id, "key-secret");
+  const passphrase = await passphraseOf(options, context);
   const own = withoutPrefix("", LUKS_CREATE_OPTIONS, options);
   const algorithms = algorithmsOf(own);
   const length = headerAreaLength(algorithms) +

@@ -29,7 +29,8 @@ function parseUri(filename: string): OptionValues {
     .exec(filename);
   if (!match) throw bad();
   const [, scheme, authority, path, query] = match;
-  const name = decoded(path.replace(/^\/+/, ""));
+  // A second slash belongs to the name.
+  const name = decoded(path.slice(1));
   const named = name === "" ? {} : { export: name };
   const encrypted = scheme.startsWith("nbds") ? { tls: true } : {};
   if (scheme === "nbd+unix") {
@@ -41,11 +42,13 @@ function parseUri(filename: string): OptionValues {
     .exec(authority);
   if (!NBD_SCHEMES.includes(scheme) || !address || query) throw bad();
   const [, host, port] = address;
+  if (Number(port) > 65535) throw bad();
   return {
     server: {
       type: "inet",
       host: decoded(host.replace(/^\[(.*)\]$/, "$1")),
-      port: port || String(DEFAULT_PORT),
+      // Port 0 stands for the default one.
+      port: String(Number(port ?? 0) || DEFAULT_PORT),
     },
     ...named,
     ...encrypted,

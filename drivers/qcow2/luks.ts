@@ -59,13 +59,15 @@ export async function openLuks(
   { secret: id, time }: KeyLookup,
   { withoutKeys, secret, signal, unlocking }: OpenContext,
 ): Promise<ImageEncryption> {
+  // As in QEMU, a missing passphrase is reported before an unsound header.
+  const passphrase = withoutKeys
+    ? undefined
+    : await findPassphrase(secret, id, "encrypt.key-secret");
   const volume = await LuksVolume.read(areaOf(file, header.encryptionHeader!));
-  if (withoutKeys) {
+  if (!passphrase) {
     const data = new Encryption(LOCKED, "childOffset");
     return { luks: { volume, secret }, data };
   }
-  const name = "encrypt.key-secret";
-  const passphrase = await findPassphrase(secret, id, name);
   const limits = { time, signal, progress: unlocking };
   const key = await volume.unlock(passphrase, limits);
   return await withKey({ volume, key, secret });

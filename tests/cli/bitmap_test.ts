@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { assertEquals, assertMatch } from "@std/assert";
+import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { BDRV, qemuTest, run, TempDir } from "../qemu.ts";
 
 /** Tildes stand for blanks, `LONG` for a name that is too long. */
@@ -174,4 +174,20 @@ Deno.test("bitmap --remove-all drops all bitmaps", async () => {
     { flags: ["auto"], name: "new", granularity: 65536 },
   ]);
   assertEquals((await bdrv("check", "-q", "a")).code, 0);
+});
+
+Deno.test("convert --bitmaps leaves no bitmap that it could not fill", async () => {
+  await using folder = new TempDir();
+  const img = (call: string) =>
+    run([...BDRV, "qemu-img", ...call.split(" ")], { cwd: folder.path });
+  await img("create -q -f qcow2 small 1M");
+  await img("bitmap --add small b");
+  await img("create -q -f qcow2 large 2M");
+  const { code, stderr } = await img(
+    "convert --bitmaps -n -O qcow2 small large",
+  );
+  assertEquals(code, 1);
+  assertStringIncludes(stderr, "Failed to populate bitmap b: Bitmaps are of");
+  const { stdout } = await img("info --output=json large");
+  assertEquals(stdout.includes('"bitmaps"'), false);
 });

@@ -41,6 +41,27 @@ Deno.test("info --limits shows the limits of requests", async () => {
   ]);
 });
 
+Deno.test("info --limits: a raw image that was probed has requests of whole sectors", async () => {
+  await using dir = new TempDir();
+  const cwd = dir.path;
+  await Deno.writeFile(dir.file("X"), new Uint8Array(700));
+  const cases: [args: string[], alignment: number][] = [
+    [["X"], 512],
+    [["-f", "raw", "X"], 1],
+    [["--image-opts", "file.filename=X"], 512],
+    [["--image-opts", "driver=raw,file.filename=X"], 1],
+    [["json:{'file.driver':'file','file.filename':'X'}"], 512],
+    [["json:{'driver':'raw','file.filename':'X'}"], 1],
+  ];
+  for (const [args, alignment] of cases) {
+    const call = ["info", "--limits", "--output=json", ...args];
+    const { limits } = JSON.parse(
+      await runOk(tool("qemu-img", ...call), { cwd }),
+    );
+    assertEquals(limits["request-alignment"], alignment, args.join(" "));
+  }
+});
+
 Deno.test({
   name: "qemu-io has aio_discard, and the zone commands fail as QEMU's do",
   ignore: mustSkip({ privileges: FFI }),

@@ -192,6 +192,21 @@ for (const [message, options] of WRONG) {
   });
 }
 
+Deno.test("a missing passphrase is reported before an unsound header, as in QEMU", async () => {
+  const file = { driver: "memory", store: new MemoryStore(MIB) };
+  const cases: [message: string, options: OptionValues][] = [
+    ["Parameter 'key-secret' is required for cipher", {
+      "key-secret": undefined,
+    }],
+    ["No secret with id 'zz'", { "key-secret": "zz" }],
+    ["Volume is not in LUKS format", {}],
+  ];
+  for (const [message, options] of cases) {
+    const error = await assertRejects(() => open(file, options), BlockError);
+    assertEquals(error.message, message);
+  }
+});
+
 Deno.test("a luks disk may have its header elsewhere", async () => {
   const [header, payload] = [memory(), memory()];
   await make(header, 0, { "detached-header": true, size: undefined });

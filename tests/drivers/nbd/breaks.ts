@@ -22,11 +22,11 @@ import { streamPair } from "./streams.ts";
 import { Promises, VolatileDisk } from "./volatile_disk.ts";
 
 /** Bytes of a unit, whose bytes are all equal. */
-const UNIT = 16;
+export const UNIT = 16;
 /** Units that several requests at once are for. */
-const FEW = 2;
+export const FEW = 2;
 /** Enough of them for several connections. */
-const MANY = 18;
+export const MANY = 18;
 /** The first of those units. */
 const FIRST = 6;
 /** How many servers may be broken at the same time. */
@@ -194,7 +194,7 @@ function ignorant(
 }
 
 /** Requests of all kinds that record what they are promised. */
-class Work {
+export class Work {
   readonly promises = new Promises();
   readonly #node: BlockNode;
   #value = 0;
@@ -232,7 +232,7 @@ class Work {
   }
 
   async write(unit: number, fua = false): Promise<void> {
-    const value = ++this.#value;
+    const value = this.#value = this.#value % 255 + 1;
     const acknowledged = this.promises.begin(unit, value);
     const bytes = new Uint8Array(UNIT).fill(value);
     await this.#try(async () => {
