@@ -4,6 +4,7 @@
  * @module
  */
 import { process } from "../core/platform/this_process.ts";
+import { surviveSignal } from "../core/runtime.ts";
 import * as imageTool from "./image_tool.ts";
 import { CommandError, Program } from "./program.ts";
 import { selectRelease } from "./qemu_releases.ts";
@@ -42,6 +43,8 @@ export async function main(args: readonly string[]): Promise<number> {
     }
   }
   const program = new Program(name, rest);
+  // At the user's limit on the size of files, fail with an error.
+  surviveSignal("SIGXFSZ");
   let code: number;
   try {
     checkText(args);

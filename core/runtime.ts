@@ -158,6 +158,11 @@ export function surviveSignal(signal: string): void {
   platform().surviveSignal(signal);
 }
 
+/** Whether {@linkcode surviveSignal} was called for a signal. */
+export function isSurvived(signal: string): boolean {
+  return survived.has(signal);
+}
+
 /** Turns given to other tasks. */
 let turns = 0;
 

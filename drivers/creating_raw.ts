@@ -7,6 +7,5 @@
 import "../core/limits.ts";
 import "./file/hints.ts";
 import "./file/libc_file.ts";
-import "./file/size_limit.ts";
 import "./qcow2/guest_data.ts";
 import "./raw.ts";

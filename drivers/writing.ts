@@ -5,7 +5,6 @@
  */
 import "../core/limits.ts";
 import "./file/libc_file.ts";
-import "./file/size_limit.ts";
 import "./qcow2/allocation.ts";
 import "./qcow2/guest_data.ts";
 import "./qcow2/header_encoding.ts";

@@ -25,6 +25,7 @@ import { ACCESS, ALL_ACCESS } from "../../core/permissions.ts";
 import type { FileInfo, HostFile } from "../../core/platform/files.ts";
 import { deviceNumbers } from "../../core/platform/system_calls.ts";
 import { localFiles, platform } from "../../core/platform/mod.ts";
+import { isSurvived } from "../../core/runtime.ts";
 import type { AioMode, Permissions } from "../../core/traits.ts";
 import { nameText, shortened } from "../../core/values.ts";
 import type { Locking } from "./lock.ts";
@@ -281,7 +282,10 @@ async function openFile(
   };
   const host = open(readOnly);
   try {
-    if (!readOnly) (await import("./size_limit.ts")).failAtSizeLimit();
+    // The command line survives the signal in any case.
+    if (!readOnly && !isSurvived("SIGXFSZ")) {
+      (await import("./size_limit.ts")).failAtSizeLimit();
+    }
     return new FileNode(host, {
       ...request,
       driver,
