@@ -54,9 +54,10 @@ export function helpCommand(
     summary: "Show what a command accepts",
     operands: "[COMMAND]",
     options: [HELP],
-    notes: "'bdrv help COMMAND' is 'bdrv COMMAND --help'; without a command, " +
-      "all are listed. 'bdrv help qemu-img', qemu-io and qemu-nbd show what " +
-      "those programs accept.",
+    notes:
+      "'bdrv help COMMAND' is 'bdrv COMMAND --help'; without a command,\n" +
+      "all are listed. 'bdrv help qemu-img', qemu-io and qemu-nbd show\n" +
+      "what those programs accept.",
 
     async run(invocation) {
       for (const _ of invocation.options()) {

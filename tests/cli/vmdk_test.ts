@@ -90,24 +90,25 @@ Deno.test("streams go through pipes, and are the same as in files", async () => 
   disk.fill(3, 1_000_000, 3_000_000);
   await Deno.writeFile(folder.file("disk"), disk);
   const options = "-f raw -O vmdk -o subformat=streamOptimized";
+  // What goes to standard output calls itself disk.vmdk.
   const script = `
     set -e
-    bdrv convert ${options} disk a.vmdk
+    bdrv convert ${options} disk disk.vmdk
     bdrv convert ${options} disk - > b.vmdk
     bdrv convert -c -S 0 ${options} disk c.vmdk
     bdrv create -q -f vmdk -o subformat=streamOptimized d.vmdk 9M
     bdrv convert -n -f raw -O vmdk disk d.vmdk
     bdrv create -q -f vmdk base.vmdk 9M
     bdrv convert -B base.vmdk -F vmdk ${options} disk e.vmdk
-    for image in a b c d e; do bdrv compare -f raw -F vmdk disk $image.vmdk; done
-    for image in a b c d e; do bdrv check $image.vmdk; done`;
+    for image in disk b c d e; do bdrv compare -f raw -F vmdk disk $image.vmdk; done
+    for image in disk b c d e; do bdrv check $image.vmdk; done`;
   const { code, stderr } = await bdrv(folder, script);
   assertEquals([code, stderr], [0, ""]);
   const withoutId = (name: string) =>
     new TextDecoder("latin1").decode(Deno.readFileSync(folder.file(name)))
       .replace(/CID=[0-9a-f]{8}/, "");
-  assertEquals(withoutId("a.vmdk") === withoutId("b.vmdk"), true);
-  assert(withoutId("c.vmdk").length > withoutId("a.vmdk").length);
+  assertEquals(withoutId("disk.vmdk") === withoutId("b.vmdk"), true);
+  assert(withoutId("c.vmdk").length > withoutId("disk.vmdk").length);
 });
 
 Deno.test({
