@@ -6,6 +6,7 @@
 import { asBlockError, BlockError } from "../core/errors.ts";
 import { nodesOf } from "../core/extents.ts";
 import type { BlockNode } from "../core/node.ts";
+import type { PathStatus } from "../core/platform/process.ts";
 import { process } from "../core/platform/this_process.ts";
 import { protocolStack } from "../core/sources.ts";
 import type { Program } from "./program.ts";
@@ -86,12 +87,16 @@ export class Target implements Disposable {
   #spareSources(): void {
     // For a device, QEMU's message comes from opening it.
     if (!this.#program.isOurs && !this.isPlainFile) return;
-    this.#spare(this.#name, "it");
+    this.#spare(this.#path, "it");
   }
 
-  #spare(name: string, called: string): void {
-    const files = filesOf(this.#sources);
-    if (!files.some(({ filename }) => isSameFile(filename, name))) return;
+  #spare(path: string | undefined, called: string): void {
+    const identity = identityOf(path);
+    const isSource = identity !== undefined &&
+      filesOf(this.#sources).some(({ filename }) =>
+        identityOf(localPath(filename)) === identity
+      );
+    if (!isSource) return;
     throw this.#program.isOurs
       ? new BlockError(
         "EBUSY",
@@ -104,8 +109,8 @@ export class Target implements Disposable {
 
   /** Another file of the image is about to be created, or emptied. */
   addPart(name: string): void {
-    this.#spare(name, `'${name}'`);
     const path = localPath(name);
+    this.#spare(path, `'${name}'`);
     if (path !== undefined && fileKind(path) === "none") this.#parts.push(path);
   }
 
@@ -188,14 +193,14 @@ function removeQuietly(path: string): void {
 
 /** Whether two names refer to the same local file or device. */
 export function isSameFile(a: string, b: string): boolean {
-  const paths = [a, b].map(localPath);
-  try {
-    const [first, second] = paths.map((path) => process.status(path!));
-    return (first.isFile || first.isBlockDevice) &&
-      first.identity === second.identity;
-  } catch {
-    return false;
-  }
+  const identity = identityOf(localPath(a));
+  return identity !== undefined && identity === identityOf(localPath(b));
+}
+
+/** What tells an existing file or block device from all others. */
+function identityOf(path: string | undefined): string | undefined {
+  const status = statusOf(path);
+  return status?.isFile || status?.isBlockDevice ? status.identity : undefined;
 }
 
 const PATH_DRIVERS = ["file", "host_device", "host_cdrom"];
@@ -216,15 +221,25 @@ function localPath(name: string): string | undefined {
  * A fingerprint that changes when a file is written to; empty if there is none.
  */
 function fingerprint(path: string | undefined): string {
-  if (fileKind(path) !== "file") return fileKind(path) === "none" ? "" : "?";
-  return process.status(path!).fingerprint;
+  const status = statusOf(path);
+  if (status === null) return "";
+  return status?.isFile ? status.fingerprint : "?";
 }
 
 function fileKind(path: string | undefined): "none" | "file" | "other" {
-  if (path === undefined) return "other";
+  const status = statusOf(path);
+  if (status === null) return "none";
+  return status?.isFile ? "file" : "other";
+}
+
+/** The status of a file; `null` if there is none, `undefined` if unknown. */
+function statusOf(
+  path: string | undefined,
+): PathStatus | null | undefined {
+  if (path === undefined) return undefined;
   try {
-    return process.status(path).isFile ? "file" : "other";
+    return process.status(path);
   } catch (error) {
-    return asBlockError(error).code === "ENOENT" ? "none" : "other";
+    return asBlockError(error).code === "ENOENT" ? null : undefined;
   }
 }
