@@ -25,7 +25,7 @@ import {
 import type { OpenContext } from "./driver.ts";
 import type { Encryption } from "./encryption.ts";
 import { BlockError } from "./errors.ts";
-import { InFlight } from "./in_flight.ts";
+import { InFlight, readPadded } from "./requests.ts";
 import { type Held, RangeLock, type RangePlace } from "./lock.ts";
 import type {
   BlockNode,
@@ -34,7 +34,6 @@ import type {
   RequestFlags,
   WriteFlags,
 } from "./node.ts";
-import { readPadded } from "./requests.ts";
 
 /** The node on whose behalf data is moved. */
 export interface AccessHost {

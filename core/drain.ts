@@ -7,7 +7,7 @@ import { nodeOf } from "./checks.ts";
 import { attach, Edge, type GraphNode, graphNodeOf, usable } from "./graph.ts";
 import type { BlockNode, Disk } from "./node.ts";
 import { ALL_ACCESS } from "./permissions.ts";
-import { RequestGate } from "./request_gate.ts";
+import { RequestGate } from "./lock.ts";
 import type { Permissions } from "./traits.ts";
 
 /** What messages call a root. */

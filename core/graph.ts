@@ -26,7 +26,7 @@ import {
   NO_CLAIMS,
 } from "./permissions.ts";
 import type { OpenOptions } from "./open_options.ts";
-import type { RequestGate } from "./request_gate.ts";
+import type { RequestGate } from "./lock.ts";
 import type { Claimant, Permissions } from "./traits.ts";
 import { nodeText, shortened } from "./values.ts";
 

@@ -38,7 +38,7 @@ import type {
 } from "./node.ts";
 import { ACCESS } from "./permissions.ts";
 import type { ReopenOptions } from "./reopen.ts";
-import type { RequestGate } from "./request_gate.ts";
+import type { RequestGate } from "./lock.ts";
 import { writeZeroes } from "./requests.ts";
 import { claimsOf, openNode } from "./open.ts";
 import { checkOpenOptions, type OpenOptions } from "./open_options.ts";

@@ -90,17 +90,17 @@ const OTHERS: readonly [file: string, from: string, to: string][] = [
     "await this.#passDiscard(start, end);",
   ],
   [
-    "drivers/qcow2/entry_changes.ts",
+    "drivers/qcow2/data_clusters.ts",
     "return l2Cache.dependOn(refcountCache);",
     "return;",
   ],
   [
-    "drivers/qcow2/entry_changes.ts",
+    "drivers/qcow2/data_clusters.ts",
     "return state.markDirty().then(() => l2Cache.dependOnFlush());",
     "return state.markDirty();",
   ],
   [
-    "drivers/qcow2/entry_changes.ts",
+    "drivers/qcow2/data_clusters.ts",
     "return state.markDirty().then(() => l2Cache.dependOnFlush());",
     "return l2Cache.dependOnFlush();",
   ],

@@ -9,8 +9,13 @@ import { Mutex } from "../lock.ts";
 import { messageToSelf } from "../runtime.ts";
 import type { ThrottleGroup } from "../throttle_group.ts";
 import type { Concatenation } from "./concatenation.ts";
-import { type Range, RangeFinder, type RangeRules } from "./copy_ranges.ts";
-import { CopySource, type CopySourceOptions } from "./copy_source.ts";
+import {
+  CopySource,
+  type CopySourceOptions,
+  type Range,
+  RangeFinder,
+  type RangeRules,
+} from "./copy_source.ts";
 import { CopyTarget, type CopyTargetOptions } from "./copy_target.ts";
 import type { Job, JobNode } from "./job.ts";
 import { Pace } from "../abort.ts";

@@ -7,7 +7,7 @@ import { hold } from "../drain.ts";
 import { BlockError } from "../errors.ts";
 import { detach, type Edge } from "../graph.ts";
 import type { BlockNode } from "../node.ts";
-import { RequestGate } from "../request_gate.ts";
+import { RequestGate } from "../lock.ts";
 
 /** A node in use by a job. */
 export interface JobNode {

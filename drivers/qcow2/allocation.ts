@@ -10,18 +10,16 @@ import type { ClusterMap, EntryPlace, Mapping } from "./cluster_map.ts";
 import {
   allocateData,
   checkData,
-  type Freed,
-  isClearOfMetadata,
-  returnData,
-} from "./data_clusters.ts";
-import {
   type EntryHost,
+  type Freed,
   hasPlace,
+  isClearOfMetadata,
   isOwned,
   noteFreed,
   orderL2AfterData,
   releaseClusters,
-} from "./entry_changes.ts";
+  returnData,
+} from "./data_clusters.ts";
 import { hex } from "./format.ts";
 import type { Geometry } from "./geometry.ts";
 

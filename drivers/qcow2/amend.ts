@@ -17,7 +17,7 @@ import {
   parseOptions,
 } from "../../core/options.ts";
 import { shortened } from "../../core/values.ts";
-import { AMEND_OPTIONS } from "./create_options.ts";
+import { AMEND_OPTIONS } from "./option_tables.ts";
 import { type StepProgress, StepsProgress } from "./amend_progress.ts";
 import { expandZeroClusters, hasCompressedClusters } from "./expand_zeroes.ts";
 import { Autoclear, Compatible, hex, Incompatible } from "./format.ts";

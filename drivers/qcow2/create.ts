@@ -29,7 +29,7 @@ import {
   MIN_CLUSTER_BITS,
 } from "./format.ts";
 import { Geometry } from "./geometry.ts";
-import { ENCRYPT_CREATE_OPTIONS } from "./create_options.ts";
+import { ENCRYPT_CREATE_OPTIONS } from "./option_tables.ts";
 import type { Header } from "./header.ts";
 import { encodeHeader } from "./header_encoding.ts";
 import { firstRefcounts, refcountsFor } from "./refcount_layout.ts";

@@ -12,7 +12,7 @@ import { Encryption, LOCKED } from "../../core/encryption.ts";
 import { invalid } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
 import type { OptionValues } from "../../core/options.ts";
-import { ENCRYPT_CREATE_OPTIONS, type FORMATS } from "./create_options.ts";
+import { ENCRYPT_CREATE_OPTIONS, type FORMATS } from "./option_tables.ts";
 import { Crypt } from "./format.ts";
 import type { Header } from "./header.ts";
 import type { ImageEncryption } from "./luks.ts";

@@ -7,12 +7,13 @@ import { allocate, SECTOR_SIZE } from "../../core/bytes.ts";
 import { asBlockError, BlockError } from "../../core/errors.ts";
 import type { Preallocation, TruncateOptions } from "../../core/node.ts";
 import { writeZeroData, writeZeroes } from "../../core/requests.ts";
-import { allocateData, type Freed } from "./data_clusters.ts";
 import {
+  allocateData,
+  type Freed,
   noteFreed,
   orderL2AfterData,
   releaseClusters,
-} from "./entry_changes.ts";
+} from "./data_clusters.ts";
 
 import type { Qcow2State } from "./state.ts";
 import { cutOff, zeroGuest, zeroParts } from "./unmap.ts";

@@ -13,11 +13,15 @@ import type { ZeroFlags } from "../../core/node.ts";
 import { writeZeroes } from "../../core/requests.ts";
 import type { FreeReason } from "./behaviour.ts";
 import type { EntryPlace } from "./cluster_map.ts";
-import { checkData, discardData, type Freed } from "./data_clusters.ts";
-import { noteFreed, releaseClusters } from "./entry_changes.ts";
+import {
+  checkData,
+  discardData,
+  type Freed,
+  noteFreed,
+  releaseClusters,
+} from "./data_clusters.ts";
 import type { WholeKind } from "./l2_entry.ts";
-import type { Qcow2State } from "./state.ts";
-import { zeroes } from "./state.ts";
+import { type Qcow2State, zeroes } from "./state.ts";
 
 /**
  * How an L2 entry changes: `keep` leaves it, `zero` keeps its cluster but reads

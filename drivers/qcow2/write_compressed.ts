@@ -19,12 +19,12 @@ import { BlockError } from "../../core/errors.ts";
 import type { CompressOptions } from "../../core/node.ts";
 import { CompressionQueue } from "./compression_queue.ts";
 import {
+  type Freed,
   hasPlace,
   noteFreed,
   orderL2AfterData,
   releaseClusters,
-} from "./entry_changes.ts";
-import type { Freed } from "./data_clusters.ts";
+} from "./data_clusters.ts";
 import { type Qcow2State, zeroes } from "./state.ts";
 
 /** Bytes of a cluster from which compressing it in workers pays off. */

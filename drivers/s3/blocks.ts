@@ -10,7 +10,7 @@
 import { unlessAborted } from "../../core/abort.ts";
 import { allocate } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
-import { InFlight } from "../../core/in_flight.ts";
+import { InFlight } from "../../core/requests.ts";
 import { isZero } from "../../core/runtime.ts";
 import type { S3Client, S3Request } from "./client.ts";
 import { ConflictError } from "./errors.ts";

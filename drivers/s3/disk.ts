@@ -12,7 +12,7 @@ import {
   vectorLength,
 } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
-import { InFlight } from "../../core/in_flight.ts";
+import { InFlight } from "../../core/requests.ts";
 import type {
   BlockNode,
   DiscardFlags,

@@ -9,7 +9,7 @@ import type { Image } from "../../../core/image.ts";
 import { defaultOptions } from "../../../core/options.ts";
 import { isEqual } from "../../../core/runtime.ts";
 import { create } from "../../../drivers/qcow2/create.ts";
-import { CREATE_OPTIONS } from "../../../drivers/qcow2/create_options.ts";
+import { CREATE_OPTIONS } from "../../../drivers/qcow2/option_tables.ts";
 import { Incompatible } from "../../../drivers/qcow2/format.ts";
 import { BlockError, openImage } from "../../../mod.ts";
 import { Random } from "../../model.ts";
