@@ -75,11 +75,8 @@ qemuTest(
           /^[\d.]+ (KiB|MiB) of 4\.\d MiB read$/,
         );
         await web.withoutPicker();
-        await web.page.selectOption("#format", "raw");
-        const waiting = web.page.waitForEvent("download");
-        await web.page.click("#convert button");
         const copy = folder.file("copy");
-        await (await waiting).saveAs(copy);
+        await web.download("raw", copy);
         const disk = folder.file("disk.qcow2");
         await runOk(["qemu-img", "compare", "-F", "raw", disk, copy]);
       }
@@ -102,11 +99,8 @@ qemuTest("the page works from disk, without a server", async () => {
     assertEquals(await web.settled(), "Drawing: done");
     assertMatch(await web.text("#facts"), /Disk\s+16 MiB/);
     await web.withoutPicker();
-    await web.page.selectOption("#format", "qcow2, compact (zstd)");
-    const waiting = web.page.waitForEvent("download");
-    await web.page.click("#convert button");
     const copy = folder.file("copy.qcow2");
-    await (await waiting).saveAs(copy);
+    await web.download("qcow2, compact (zstd)", copy);
     await runOk(["qemu-img", "compare", folder.file(name), copy]);
   }
   assertEquals(web.complaints, []);

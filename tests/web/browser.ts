@@ -125,6 +125,21 @@ export class WebPage implements AsyncDisposable {
     );
   }
 
+  /**
+   * Convert the disk to a format, and save what is downloaded to `path`. Needs a
+   * browser without a picker.
+   *
+   * @returns the name that the page suggests.
+   */
+  async download(format: string, path: string): Promise<string> {
+    await this.page.selectOption("#format", format);
+    const waiting = this.page.waitForEvent("download");
+    await this.page.click("#convert button");
+    const download = await waiting;
+    await download.saveAs(path);
+    return download.suggestedFilename();
+  }
+
   /** The size of the worker's heap, including all buffers, in bytes. */
   async workerHeap(): Promise<number> {
     const session = await this.#browser.newBrowserCDPSession();

@@ -177,18 +177,10 @@ qemuTest("the page shows what is in images, and converts them", async (t) => {
 
   await t.step("without a picker it is downloaded", async () => {
     await web.withoutPicker();
-    await page.selectOption("#format", "qcow2");
-    const waiting = page.waitForEvent("download");
-    await page.click("#convert button");
-    const download = await waiting;
-    assertEquals(download.suggestedFilename(), "disk-copy.qcow2");
     const copy = folder.file("download.qcow2");
-    await download.saveAs(copy);
+    assertEquals(await web.download("qcow2", copy), "disk-copy.qcow2");
     await runOk(["qemu-img", "compare", folder.file("disk.qcow2"), copy]);
-    await page.selectOption("#format", "qcow2, compact (zstd)");
-    const compacting = page.waitForEvent("download");
-    await page.click("#convert button");
-    await (await compacting).saveAs(copy);
+    await web.download("qcow2, compact (zstd)", copy);
     await runOk(["qemu-img", "compare", folder.file("disk.qcow2"), copy]);
     assertEquals(await compressionOf(copy), "zstd");
   });
@@ -235,11 +227,8 @@ qemuTest("the page shows what is in images, and converts them", async (t) => {
       /^your edits.*\n.*\/disk\.qcow2 .*\nsnapshot 1 “first”.*would free 1\.1/,
     );
     await web.withoutPicker();
-    const waiting = page.waitForEvent("download");
-    await page.selectOption("#format", "raw");
-    await page.click("#convert button");
     const copy = folder.file("edited.raw");
-    await (await waiting).saveAs(copy);
+    await web.download("raw", copy);
     const expected = folder.file("expected.raw");
     const disk = folder.file("disk.qcow2");
     await runOk(["qemu-img", "convert", "-O", "raw", disk, expected]);
@@ -465,11 +454,8 @@ qemuTest("the page asks for the passphrases of encrypted images", async (t) => {
   };
   const saved = async () => {
     await web.withoutPicker();
-    await page.selectOption("#format", "raw");
-    const waiting = page.waitForEvent("download");
-    await page.click("#convert button");
     const copy = folder.file("copy.raw");
-    await (await waiting).saveAs(copy);
+    await web.download("raw", copy);
     return copy;
   };
 

@@ -388,13 +388,14 @@ async function goesOn(
 /** Without one, requests may fail, but what was promised is kept. */
 async function keepsPromises(
   breaks: readonly Break[],
-  setting: Setting,
+  setting: Setting & Pick<BrittleOptions, "diesAtLast">,
+  options: OptionValues = {},
 ): Promise<void> {
   const server = new BrittleServer(breaks, setting);
   const { connect } = server;
   let node: BlockNode;
   try {
-    node = await openNode({ ...optionsOf(setting), connect });
+    node = await openNode({ ...optionsOf(setting), ...options, connect });
   } catch {
     return await server.end(); // The connection broke during the open.
   }
@@ -418,23 +419,8 @@ async function diesAgain(
 ): Promise<void> {
   const after = AGAIN[first.after % AGAIN.length];
   const breaks: Break[] = [first, { direction: "there", after, fate: "keeps" }];
-  const server = new BrittleServer(breaks, { ...setting, diesAtLast: true });
-  let node: BlockNode;
-  try {
-    node = await openNode({
-      ...optionsOf(setting),
-      connect: server.connect,
-      "reconnect-delay": 1,
-    });
-  } catch {
-    return await server.end();
-  }
-  const work = new Work(node);
-  await work.all(countOf(setting));
-  await node.close().catch(() => {});
-  await server.end();
-  server.disk.lose();
-  work.promises.check(server.disk.durable, UNIT, JSON.stringify(breaks));
+  const dying = { ...setting, diesAtLast: true };
+  await keepsPromises(breaks, dying, { "reconnect-delay": 1 });
 }
 
 if (import.meta.main) {
