@@ -151,10 +151,7 @@ export class Invocation {
   }
 
   #define(definition: string): void {
-    const help = this.program.objects.define(definition);
-    if (help === undefined) return;
-    this.program.print(help);
-    throw new HelpShown();
+    if (!this.program.defineObject(definition)) throw new HelpShown();
   }
 }
 

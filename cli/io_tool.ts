@@ -45,7 +45,8 @@ export const OPTIONS: readonly OptionSpec[] = [
 
 /** The parsed command line. */
 interface Request {
-  readonly show?: "help" | "version";
+  /** `"object"`: the help of an object, which has been printed. */
+  readonly show?: "help" | "version" | "object";
   readonly commands: string[];
   readonly imageOpts: boolean;
   readonly opening: Partial<Opening>;
@@ -69,6 +70,7 @@ export async function run(
     return 1;
   }
   if (request.show === "help" && program.isOurs) throw new HelpWanted();
+  if (request.show === "object") return 0;
   if (request.show) {
     program.print(
       request.show === "help"
@@ -106,8 +108,10 @@ function parse(program: Program, args: readonly string[]): Request {
     }
     if (option === "c") commands.push(argument);
     else if (option === "f") format = argument;
-    else if (option === "object") program.objects.define(argument);
-    else if (option === "image-opts") imageOpts = true;
+    else if (option === "object") {
+      if (program.defineObject(argument)) continue;
+      return { show: "object", commands, imageOpts, opening };
+    } else if (option === "image-opts") imageOpts = true;
     else takeOpening(opening, option, argument);
   }
   if (parser.operands.length > 1) {

@@ -21,6 +21,7 @@ export async function run(
     program.print(nbdHelp(program.name));
     return 0;
   }
+  if (request.show === "object") return 0;
   if (request.show === "version") {
     // QEMU's own omits that word.
     program.print((await versionText(program)).replace(" version ", " "));

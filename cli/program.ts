@@ -95,6 +95,18 @@ export class Program {
     return this.#objects!;
   }
 
+  /**
+   * Define an object from the argument of `--object`, or print its help.
+   *
+   * @returns whether the program is to go on.
+   */
+  defineObject(definition: string): boolean {
+    const help = this.objects.define(definition);
+    if (help === undefined) return true;
+    this.print(help);
+    return false;
+  }
+
   /** Loaded on demand, since few command lines define objects. */
   async #loadObjects(): Promise<Secrets> {
     const { Secrets } = await import("./objects.ts");

@@ -12,7 +12,8 @@ import { snapshotArgument } from "../snapshots.ts";
 
 /** The parsed command line. */
 export interface NbdRequest {
-  show?: "help" | "version";
+  /** `"object"`: the help of an object, which has been printed. */
+  show?: "help" | "version" | "object";
   list: boolean;
   file: string;
   /** Port of the server. */
@@ -274,7 +275,8 @@ function takeOption(
       request.description = argument;
       break;
     case "object":
-      program.objects.define(argument);
+      if (program.defineObject(argument)) break;
+      request.show = "object";
       break;
     case "tls-creds":
       request.tlsCreds = argument;

@@ -62,6 +62,9 @@ export function addressText(address: SocketAddress): string {
   return "path" in address ? address.path : `${address.host}:${address.port}`;
 }
 
+/** Bytes of the path of a Unix socket, with the NUL at its end (unix(7)). */
+const MAX_PATH = 108;
+
 /** The error for an exception of a runtime's socket function. */
 export function socketError(
   thrown: unknown,
@@ -69,7 +72,17 @@ export function socketError(
 ): BlockError {
   const { message = "", code } = thrown as { message?: string; code?: string };
   const isUnknown = /lookup address|ENOTFOUND|EAI_/.test(`${message} ${code}`);
-  if (!isUnknown) return hostError(thrown);
+  if (!isUnknown) {
+    const error = hostError(thrown);
+    const isTooLong = "path" in address && error.code === "EINVAL" &&
+      new TextEncoder().encode(address.path).length >= MAX_PATH;
+    if (!isTooLong) return error;
+    return new BlockError(
+      "EINVAL",
+      `UNIX socket path '${address.path}' is too long`,
+      { cause: thrown, hint: `Path must be less than ${MAX_PATH} bytes` },
+    );
+  }
   return new BlockError(
     "EIO",
     `address resolution failed for ${addressText(address)}: ` +

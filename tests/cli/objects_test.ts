@@ -158,6 +158,45 @@ Deno.test("--object tls-creds-psk is refused where TLS has no keys", async () =>
   assertEquals(malformed.message, `${path}: ${line}`);
 });
 
+qemuTest(
+  "--object help ends every program, whatever else is given",
+  async () => {
+    for (
+      const [program, ...args] of [
+        ["qemu-img", "info"],
+        ["qemu-io"],
+        ["qemu-nbd"],
+        ["qemu-nbd", "-L"],
+      ]
+    ) {
+      for (const object of ["help", "secret,help"]) {
+        const call = [program, ...args, "--object", object];
+        const [ours, theirs] = [await run([...BDRV, ...call]), await run(call)];
+        assertEquals([ours.code, theirs.code], [0, 0], `${call}`);
+        const first = (text: string) => text.split("\n")[0];
+        assertEquals(first(ours.stdout), first(theirs.stdout));
+        assertEquals(ours.stderr, "");
+      }
+    }
+  },
+  ["qemu-img", "qemu-io", "qemu-nbd"],
+);
+
+qemuTest(
+  "a socket's path that is too long is reported as by qemu-nbd",
+  async () => {
+    const path = "/tmp/x".repeat(50);
+    for (
+      const args of [["-L", "-k", path], ["-k", path, "-f", "raw", "/dev/null"]]
+    ) {
+      const call = ["qemu-nbd", ...args];
+      const [ours, theirs] = [await run([...BDRV, ...call]), await run(call)];
+      assertEquals([ours.code, ours.stderr], [theirs.code, theirs.stderr]);
+    }
+  },
+  ["qemu-nbd"],
+);
+
 /** Calls in order, in two folders: by qemu-img, and by us. */
 const CALLS = [
   "create -f qcow2 SECRET -o NEW x.qcow2 1M",
