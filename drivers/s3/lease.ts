@@ -151,6 +151,12 @@ export class Lease {
         { hint: "If there is only one, use lease=0." },
       );
     }
+    // The answer may have come too late, or only to a later attempt.
+    const isShort = this.#end - performance.now() < this.#seconds * 1000 / 2;
+    if (isShort && !await this.#put({ "if-match": this.#tag! }, signal)) {
+      throw new ConflictError();
+    }
+    this.check();
     this.#schedule();
   }
 
@@ -215,7 +221,7 @@ export class Lease {
     );
     this.#deadline = setTimeout(
       () => this.#lose(),
-      this.#end - performance.now(),
+      Math.max(0, this.#end - performance.now()),
     );
     // Renewals do not keep a program running.
     unrefTimer(this.#timer);

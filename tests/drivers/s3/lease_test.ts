@@ -150,6 +150,21 @@ Deno.test("lost responses do not lose the lease", async () => {
   await using _ = await open(service);
 });
 
+Deno.test("a lease that has ended before its answer arrives is renewed at once", async () => {
+  await using service = new Service();
+  await make(service);
+  let failures = 1;
+  service.fault = async ({ method, key }, answer) => {
+    if (method !== "PUT" || key !== LEASE || failures-- <= 0) return undefined;
+    await answer();
+    await delay(1200);
+    return failure(500, "InternalError");
+  };
+  await using image = await open(service, { lease: 1 });
+  await image.write(0, new Uint8Array(512).fill(1));
+  await image.flush();
+});
+
 Deno.test("a service that compares tags without quotes is supported", async () => {
   await using service = new Service();
   await make(service);
