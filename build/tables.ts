@@ -93,6 +93,7 @@ function optionList(title: string, table: OptionTable | undefined): string {
 
 function kindText(spec: OptionSpec): string {
   if (spec.type === "boolean") return "`on`, `off`";
+  if (spec.type === "integer") return "number";
   if (spec.type !== "enum") return spec.type;
   return valuesOf(spec).map((value) => `\`${value}\``).join(", ");
 }
@@ -219,6 +220,7 @@ function typeOf(spec: OptionSpec): string {
       return 'boolean | "on" | "off"';
     case "size":
     case "number":
+    case "integer":
       return "number | string";
     case "string":
       return "string";
