@@ -112,7 +112,7 @@ function parse(given: OptionValues): [Place, ConnectionOptions] {
     dirtyBitmap: parsed["x-dirty-bitmap"] as string | undefined,
     reconnectDelay: parsed["reconnect-delay"] as number ?? 0,
     openTimeout: parsed["open-timeout"] as number ?? 0,
-    connections: Math.max(1, parsed["multi-conn"] as number ?? 1),
+    connections: parsed["multi-conn"] as number ?? 1,
     tls: tlsOf(
       place,
       credentials ?? (tls ? SYSTEM_CREDENTIALS : undefined),
