@@ -3,7 +3,12 @@
  *
  * @module
  */
-import { HEAD_LENGTH, TAIL_LENGTH, wrappingOf } from "../core/formats.ts";
+import {
+  HEAD_LENGTH,
+  TAIL_LENGTH,
+  type Wrapping,
+  wrappingOf,
+} from "../core/formats.ts";
 import {
   doubtsOfRaw,
   type Guess,
@@ -49,7 +54,10 @@ export async function* readInput(
   const doubts = yield* checkedRaw(
     chunks,
     "-",
-    (format) => format === "raw" ? undefined : cannotReadPipe(format),
+    (format, wrapping) => {
+      if (format !== "raw") return cannotReadPipe(format);
+      return program.isOurs && wrapping ? isPacked(wrapping) : undefined;
+    },
   );
   if (doubts) program.warn(doubts);
 }
@@ -58,7 +66,10 @@ export async function* readInput(
  * The error for a disk in an unexpected format or packing; `undefined` if it is
  * acceptable.
  */
-export type Refusal = (format: string, wrapping?: string) => Error | undefined;
+export type Refusal = (
+  format: string,
+  wrapping?: Wrapping,
+) => Error | undefined;
 
 /**
  * Pass a disk on, unless its beginning or end looks like a format that is
@@ -98,7 +109,7 @@ function checkRaw(
 ): Guess {
   const guess = guessFormat(sample, name);
   const format = onlyFormat(guess, name);
-  const error = refuse(format.name, wrappingOf(sample.head)?.what);
+  const error = refuse(format.name, wrappingOf(sample.head));
   if (error) throw error;
   return guess;
 }
@@ -108,6 +119,13 @@ function cannotReadPipe(format: string): CommandError {
     `Cannot read an image of format '${format}' from a pipe, only raw data`,
     { hint: "Use -f raw to copy its bytes as they are." },
   );
+}
+
+function isPacked({ what, command }: Wrapping): CommandError {
+  return new CommandError(`What the pipe delivers is ${what}`, {
+    hint: `Unpack it first (${command}), or use -f raw to copy its bytes as ` +
+      "they are.",
+  });
 }
 
 function joined(a: Uint8Array, b: Uint8Array): Uint8Array<ArrayBuffer> {
