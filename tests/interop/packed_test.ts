@@ -262,12 +262,24 @@ qemuTest(
       ovf(two.replace(" ovf", " ovf:chunkSize='9' ovf"), disk("d", "f2")),
     );
     await write("delta.ovf", ovf(two, disk("d", "f2", 'ovf:parentRef="p"')));
+    await write(
+      "packed.ovf",
+      ovf(two.replace(" ovf", " ovf:compression='gzip' ovf"), disk("d", "f2")),
+    );
+    await write(
+      "twice.ovf",
+      ovf(
+        one.replace(" ovf", " ovf:compression='identity' ovf"),
+        disk("d1", "f1") + disk("d2", "f1"),
+      ),
+    );
+    await write("diskless.ovf", ovf(one + two, empty));
     await write("bad.ovf", "nothing");
     await sh(
       dir,
       `qemu-img convert -f raw -O vmdk -o subformat=streamOptimized disk.raw "the disk & more"
       qemu-img convert -f raw -O vmdk -o subformat=streamOptimized other.raw other.vmdk
-      for one in one two gone none part delta bad; do
+      for one in one two gone none part delta packed twice diskless bad; do
         tar --format=ustar -cf $one.ova $one.ovf "the disk & more" other.vmdk
       done`,
     );
@@ -285,11 +297,23 @@ qemuTest(
         ["none", "no file 'f3'"],
         ["part", "split"],
         ["delta", "differs"],
+        ["packed", "compressed as a whole (gzip)"],
+        ["diskless", "no disk with a file"],
         ["bad", "envelope"],
       ]
     ) {
       assertStringIncludes(await refusal(dir, "info", `${name}.ova`), why);
     }
+    // It holds no more of the disk when it is chosen by its name.
+    const delta = "driver=tar,member=other.vmdk,file.filename=delta.ova";
+    assertStringIncludes(
+      await refusal(dir, "info", "--image-opts", delta),
+      "differs",
+    );
+    // Two disks may begin with the same content.
+    await converts(dir, ["twice.ova"]);
+    const second = "driver=ova,member=d2,file.filename=twice.ova";
+    await converts(dir, ["--image-opts", second]);
   },
   ["qemu-img", "tar"],
 );
