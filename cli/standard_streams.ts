@@ -17,6 +17,7 @@ import {
   type Sample,
 } from "../core/probe.ts";
 import { localFiles } from "../core/platform/mod.ts";
+import type { InputFile } from "../core/platform/process.ts";
 import { process } from "../core/platform/this_process.ts";
 import { canRetry, PAUSE, streamError } from "./output.ts";
 import { CommandError, type Program } from "./program.ts";
@@ -138,18 +139,21 @@ function joined(a: Uint8Array, b: Uint8Array): Uint8Array<ArrayBuffer> {
 /** Bytes of a read, as many as a pipe holds. */
 const CHUNK = 64 * 1024;
 
-/** The bytes of standard input, in pieces as they arrive. */
-export async function* inputChunks(): AsyncGenerator<Uint8Array, void> {
+/** The bytes of a pipe or of standard input, in pieces as they arrive. */
+export async function* inputChunks(
+  input: Pick<InputFile, "read"> = process.input,
+): AsyncGenerator<Uint8Array, void> {
   try {
     // Not synchronously: a blocking read would delay signals.
     for (;;) {
       const chunk = new Uint8Array(CHUNK);
-      const count = await process.input.read(chunk);
+      const count = await input.read(chunk);
       if (count === null) return;
       yield chunk.subarray(0, count);
     }
   } catch (error) {
-    throw streamError("read from standard input", error);
+    const what = input === process.input ? "standard input" : "the pipe";
+    throw streamError(`read from ${what}`, error);
   }
 }
 
