@@ -9,6 +9,7 @@ import { resolveName } from "../core/names.ts";
 import {
   newImageOptions,
   optionNames,
+  type OptionSpec,
   type OptionTable,
   type OptionValues,
   parseKeyValueList,
@@ -48,7 +49,8 @@ export class OptionList {
 
   /**
    * The options by name, for a format. The driver checks values of
-   * enumerations, only after the `Formatting …` line has been printed.
+   * enumerations and the range of integers, only after the `Formatting …` line
+   * has been printed.
    */
   parse(table: OptionTable): OptionValues {
     const values: OptionValues = {};
@@ -58,9 +60,10 @@ export class OptionList {
       }
       const spec = table[name];
       this.#spelled.set(name, value);
-      values[name] = spec.type === "enum"
+      const parsed = spec.type === "enum"
         ? value
-        : parseOption(name, spec, value);
+        : parseOption(name, asNumber(spec), value);
+      values[name] = spec.type === "integer" ? value : parsed;
     }
     return values;
   }
@@ -69,6 +72,11 @@ export class OptionList {
   spelling(name: string): string | undefined {
     return this.#spelled.get(name);
   }
+}
+
+/** An integer's specification, without the range. */
+function asNumber(spec: OptionSpec): OptionSpec {
+  return spec.type === "integer" ? { ...spec, type: "number" } : spec;
 }
 
 /**

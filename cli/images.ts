@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { asBlockError, invalid } from "../core/errors.ts";
+import { asBlockError, BlockError, invalid } from "../core/errors.ts";
 import type { BlockNode } from "../core/node.ts";
 import type { CreateOptions } from "../core/create.ts";
 import { openNode } from "../core/open.ts";
@@ -101,7 +101,7 @@ export async function openImageArgument(
       ? parseImageOpts(program, text)
       : text;
     if (forceShare) checkSharing(source);
-    return await openNode(source, {
+    const node = await openNode(source, {
       ...(format !== undefined && { format }),
       readOnly: !writable,
       unpack: program.isOurs,
@@ -118,6 +118,11 @@ export async function openImageArgument(
       secrets: program.secrets,
       ...reporting(program),
     });
+    if (writable && node.readOnly) {
+      await node.close();
+      throw new BlockError("EACCES", "Block node is read-only");
+    }
+    return node;
   } catch (error) {
     if (error instanceof CommandError) throw error;
     throw asBlockError(error).prefixed(`Could not open '${text}': `);

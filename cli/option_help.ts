@@ -20,6 +20,7 @@ const TYPE_NAMES: { readonly [type in OptionSpec["type"]]: string } = {
   enum: "str",
   size: "size",
   number: "num",
+  integer: "num",
   boolean: "bool (on/off)",
 };
 
@@ -77,7 +78,7 @@ export function describeOptions(
       ? sizeText(value as number)
       : spec.type === "boolean"
       ? valueText(spelling || value)
-      : valueText(asSigned(value, spelling));
+      : valueText(asSigned(spec, value, spelling));
     parts.push(`${name}=${text}`);
   }
   return parts.join(" ");
@@ -87,9 +88,16 @@ export function describeOptions(
  * A number as QEMU prints it: from 2^63 on as the negative number with the same
  * 64 bits, taken from its spelling where the number is not exact.
  */
-function asSigned(value: unknown, spelling = ""): unknown {
-  if (typeof value !== "number" || value < 2 ** 63) return value;
-  return BigInt.asIntN(64, parseInteger(spelling) ?? BigInt(value));
+function asSigned(
+  { type }: OptionSpec,
+  value: unknown,
+  spelling = "",
+): unknown {
+  const isLarge = typeof value === "number" && value >= 2 ** 53;
+  if (type !== "integer" && !isLarge) return value;
+  const exact = parseInteger(spelling) ??
+    (isLarge ? BigInt(value) : parseInteger(String(value))!);
+  return BigInt.asIntN(64, exact);
 }
 
 /** A size with the largest suffix that keeps it a whole number. */

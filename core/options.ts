@@ -20,8 +20,17 @@ export type OptionValues = { [name: string]: unknown };
  * @category Drivers
  */
 export interface OptionSpec {
-  /** How its value is written. Sizes are bytes and accept suffixes. */
-  readonly type: "string" | "size" | "number" | "boolean" | "enum";
+  /**
+   * How its value is written. Sizes are bytes and accept suffixes. Numbers have
+   * 64 bits, in which negative ones wrap around; integers have a sign.
+   */
+  readonly type:
+    | "string"
+    | "size"
+    | "number"
+    | "integer"
+    | "boolean"
+    | "enum";
   /** Its purpose, one line. */
   readonly help: string;
   /** The accepted values of an `enum`. */
@@ -176,6 +185,17 @@ export function parseOption(
       // Negative numbers wrap around, as in C's strtoull.
       return Number(BigInt.asUintN(64, number));
     }
+    case "integer": {
+      if (typeof value === "number" && Number.isInteger(value)) {
+        // The largest one has been rounded up.
+        if (Math.abs(value) <= 2 ** 63) return value;
+      }
+      const number = parseInteger(String(value));
+      if (number === undefined || BigInt.asIntN(64, number) !== number) {
+        throw refuse(EXPECTED.integer);
+      }
+      return Number(number);
+    }
     case "enum": {
       const word = String(value);
       if (!spec.values!.includes(word) && !spec.oldValues?.includes(word)) {
@@ -200,14 +220,17 @@ function isOutOfRange(text: string, size: number | undefined): boolean {
 }
 
 /**
- * Parse an integer: decimal or `0x` hexadecimal, with an optional minus sign.
+ * Parse an integer, with an optional sign: decimal, `0x` hexadecimal, or octal
+ * after a zero, as in C.
  *
  * @returns `undefined` if it is none.
  */
 export function parseInteger(text: string): bigint | undefined {
-  const [, minus, digits] = /^\s*(-?)(\d+|0x[0-9a-f]+)\s*$/i.exec(text) ?? [];
+  const [, sign, digits] =
+    /^\s*([-+]?)(0x[0-9a-f]+|0[0-7]*|[1-9]\d*)$/i.exec(text) ?? [];
   if (digits === undefined) return undefined;
-  return minus ? -BigInt(digits) : BigInt(digits);
+  const number = BigInt(digits.replace(/^0(?=\d)/, "0o"));
+  return sign === "-" ? -number : number;
 }
 
 /** The values that each type accepts, for messages. */
@@ -215,6 +238,7 @@ const EXPECTED: { readonly [type in OptionSpec["type"]]: string } = {
   boolean: "'on' or 'off'",
   size: "a non-negative number below 2^64",
   number: "a number",
+  integer: "integer",
   enum: "a word",
   string: "a string",
 };

@@ -52,7 +52,8 @@ export async function iterationsFor(
       "ERANGE",
       `PBKDF iterations ${iterations} ${why}: Numerical result out of range`,
     );
-  if (perSecond * milliseconds >= 2 ** 64) {
+  // A negative time wraps around.
+  if (milliseconds < 0 || perSecond * milliseconds >= 2 ** 64) {
     throw refuse(perSecond, "too large to scale");
   }
   const iterations = Math.floor(perSecond * milliseconds / 1000 / divisor);

@@ -88,7 +88,7 @@ export const LUKS_CREATE_OPTIONS: OptionTable = {
     help: "Name of encryption hash algorithm",
   },
   "iter-time": {
-    type: "number",
+    type: "integer",
     help: "Time to spend in PBKDF in milliseconds",
   },
 };
@@ -109,7 +109,7 @@ export const LUKS_AMEND_OPTIONS: OptionTable = {
     help: "Select new state of affected keyslots (active/inactive)",
   },
   keyslot: {
-    type: "number",
+    type: "integer",
     help: "Select a single keyslot to modify explicitly",
   },
   "old-secret": {
@@ -121,7 +121,7 @@ export const LUKS_AMEND_OPTIONS: OptionTable = {
     help: "New secret to set in the matching keyslots. Empty string to erase",
   },
   "iter-time": {
-    type: "number",
+    type: "integer",
     help: "Time to spend in PBKDF in milliseconds",
   },
 };

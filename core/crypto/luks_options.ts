@@ -164,9 +164,9 @@ async function eraseSlot(
 function slotOf({ keyslot }: OptionValues): number | undefined {
   if (keyslot === undefined) return undefined;
   const slot = keyslot as number;
-  if (slot < SLOTS) return slot;
-  // A negative number has wrapped around.
-  const shown = slot >= 2 ** 63 ? BigInt.asIntN(64, BigInt(slot) - 1n) : slot;
+  if (slot >= 0 && slot < SLOTS) return slot;
+  // QEMU shows 32 bits without a sign.
+  const shown = slot < 0 && slot >= -(2 ** 31) ? slot >>> 0 : slot;
   throw invalid(
     `Invalid keyslot ${shown} specified, must be ` +
       `between 0 and ${SLOTS - 1}`,

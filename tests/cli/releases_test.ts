@@ -85,12 +85,39 @@ const CALLS = [
   "create -f luks -o key-secret=a,iter-time=-1 made 1M",
   "create -f luks -o key-secret=a,iter-time=99999999999999999999 made 1M",
   "create -f luks -o key-secret=a,iter-time=0x10 made 1M",
+  "create -f luks -o key-secret=a,iter-time=9007199254740993 made 1M",
+  "create -f luks -o key-secret=a,iter-time=9223372036854775807 made 1M",
+  "create -f luks -o key-secret=a,iter-time=9223372036854775808 made 1M",
+  "create -f luks -o key-secret=a,iter-time=18446744073709551615 made 1M",
+  "create -f luks -o key-secret=a,iter-time=08 made 1M",
+  "create -f qcow2 -o refcount_bits=010 made 1M",
+  "create -f qcow2 -o refcount_bits=+8 made 1M",
+  "create -f qcow2 -o refcount_bits=8~ made 1M",
   "create -f qcow2 -o refcount_bits=-1 made 1M",
   "create -f qcow2 -o cluster_size=8E made 1M",
   "create -f qcow2 -o cluster_size=16E made 1M",
   "create -f qcow2 -o cluster_size=-1 made 1M",
   "create -f qcow2 -o size=-1k made",
   "create -f qcow2 -o size=-1 made",
+  // Writing to what an option makes read-only.
+  ...["plain", "snapshots", "luks"].flatMap((name) => {
+    const image = `--image-opts driver=qcow2,read-only=on,` +
+      `file.filename=${name}.qcow2`;
+    return [
+      `resize ${image} 5M`,
+      `amend -o lazy_refcounts=on ${image}`,
+      `bitmap --add ${image} b`,
+      `bitmap --merge b -b plain.qcow2 ${image} b`,
+      `check ${image}`,
+      `check -r all ${image}`,
+      `commit ${image}`,
+      `rebase -b  ${image}`,
+      `snapshot -l ${image}`,
+      `snapshot -c x ${image}`,
+      `snapshot -a one ${image}`,
+      `convert -n plain.raw --target-${image.slice(2)}`,
+    ];
+  }),
   // Invalid calls.
   "",
   "nothing",
@@ -249,7 +276,8 @@ async function compareCalls(
   assertEquals(different.join("\n"), "");
 }
 
-const words = (call: string) => call === "" ? [] : call.split(" ");
+const words = (call: string) =>
+  call === "" ? [] : call.split(" ").map((word) => word.replace("~", " "));
 
 async function compareAll(tools: Tools, isNew: boolean): Promise<void> {
   await using dir = new TempDir();

@@ -17,6 +17,7 @@ const TABLE: OptionTable = {
   name: { type: "string", help: "" },
   size: { type: "size", help: "" },
   count: { type: "number", help: "", default: 16 },
+  step: { type: "integer", help: "" },
   lazy: { type: "boolean", help: "", default: false },
   compat_mode: { type: "enum", values: ["v2", "v3"], help: "" },
 };
@@ -127,6 +128,14 @@ Deno.test("parseOptions() refuses what does not fit, in QEMU's words", () => {
     ],
     ["count", "1k", "Parameter 'count' expects a number, not '1k'"],
     ["count", "", "Parameter 'count' expects a number, not ''"],
+    ["count", "8 ", "Parameter 'count' expects a number, not '8 '"],
+    ["count", "08", "Parameter 'count' expects a number, not '08'"],
+    [
+      "step",
+      "9223372036854775808",
+      "Parameter 'step' expects integer, not '9223372036854775808'",
+    ],
+    ["step", 1.5, "Parameter 'step' expects integer, not 1.5"],
     ["lazy", "maybe", "Parameter 'lazy' expects 'on' or 'off', not 'maybe'"],
     [
       "compat_mode",
@@ -200,4 +209,26 @@ Deno.test("nestOptions() does not touch prototypes", () => {
   }
   assertEquals(Object.keys(Object.prototype).length, before);
   assertEquals(({} as { polluted?: number }).polluted, undefined);
+});
+
+Deno.test("parseOption() reads integers as C does", () => {
+  for (
+    const [text, value] of [
+      ["7", 7],
+      ["+7", 7],
+      [" 7", 7],
+      ["010", 8],
+      ["0x10", 16],
+      ["0", 0],
+    ] as const
+  ) {
+    assertEquals(parseOption("count", TABLE.count, text), value);
+    assertEquals(parseOption("step", TABLE.step, text), value);
+  }
+  assertEquals(parseOption("count", TABLE.count, "-1"), 2 ** 64);
+  assertEquals(parseOption("step", TABLE.step, "-1"), -1);
+  assertEquals(
+    parseOption("step", TABLE.step, "-9223372036854775808"),
+    -(2 ** 63),
+  );
 });

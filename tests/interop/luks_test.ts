@@ -139,6 +139,13 @@ for (const driver of ["luks", "qcow2"] as const) {
         ["state=foo"],
         ["state=active"],
         ["state=active", "new-secret=s1", "keyslot=8"],
+        ["state=active", "new-secret=s1", "keyslot=-1"],
+        ["state=active", "new-secret=s1", "keyslot=010"],
+        // Our message has the option's whole name.
+        ...(driver === "luks"
+          ? [["state=active", "new-secret=s1", `keyslot=${2n ** 63n}`]]
+          : []),
+        ["state=active", "new-secret=s1", `keyslot=${2n ** 64n}`],
         ["state=active", "new-secret=s1", "keyslot=0"],
         ["state=active", "new-secret=zz"],
         ["state=inactive"],
