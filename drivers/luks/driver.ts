@@ -34,7 +34,7 @@ import type {
   OpenContext,
 } from "../../core/driver.ts";
 import { Encryption, LOCKED } from "../../core/encryption.ts";
-import { asBlockError, BlockError } from "../../core/errors.ts";
+import { asBlockError, BlockError, invalid } from "../../core/errors.ts";
 import type {
   AmendOptions,
   BlockNode,
@@ -143,6 +143,10 @@ async function measure(
   const id = options["key-secret"] as string | undefined;
   await findPassphrase(namedSecrets(context), id, "key-secret");
   const own = withoutPrefix("", LUKS_CREATE_OPTIONS, options);
+  // As in QEMU, only disks are measured.
+  if (options["detached-header"] !== undefined) {
+    throw invalid("Parameter 'detached-header' is unexpected");
+  }
   const size = source?.size ?? options.size as number ?? 0;
   const required = headerAreaLength(algorithmsOf(own)) + size;
   return { required, fullyAllocated: required };

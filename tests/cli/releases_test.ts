@@ -59,6 +59,7 @@ const CALLS = [
   "check over.qcow2",
   "measure -O qcow2 plain.qcow2",
   "measure --size 1G",
+  "measure -O luks -o key-secret=a,detached-header=on --size 1G",
   "snapshot -l snapshots.qcow2",
   "snapshot -l old-snapshots.qcow2",
   "snapshot snapshots.qcow2",
