@@ -11,7 +11,7 @@
  *
  * @module
  */
-import { isInput, makeInput } from "./inputs.ts";
+import { isInput, makeInput, removeInput } from "./inputs.ts";
 import { machine, median, peakMemory, runTool, time } from "./measure.ts";
 import { measureNbd, NBD_HEADER, nbdWorkloads } from "./nbd.ts";
 import { type Workload, workloads } from "./workloads.ts";
@@ -82,11 +82,25 @@ async function prepare(
   }
 }
 
-async function makeInputs(workload: Workload, { folder, size }: Settings) {
-  const { command, before = [], verify = [] } = workload;
+/** The input images that a workload names. */
+function inputsOf({ command, before = [], verify = [] }: Workload): string[] {
   const words = [command, ...before, ...verify].join(" ").split(/[ ,=]/);
-  for (const word of words) {
-    if (isInput(word)) await makeInput(word, size, folder);
+  return words.filter(isInput);
+}
+
+async function makeInputs(workload: Workload, { folder, size }: Settings) {
+  for (const name of inputsOf(workload)) await makeInput(name, size, folder);
+}
+
+/** Remove large files that no later workload uses: memory is short. */
+async function tidy(workload: Workload, later: readonly Workload[]) {
+  const { folder } = settings;
+  const used = new Set(later.flatMap(inputsOf));
+  const left = inputsOf(workload).filter((name) =>
+    name.startsWith("large") && !used.has(name)
+  );
+  for (const name of [...left, ...Object.values(FILES)]) {
+    await removeInput(name, folder);
   }
 }
 
@@ -254,17 +268,19 @@ async function printRow(
 print(
   `${await machine()}.`,
   `Main input ${settings.size / 2 ** 20} MiB (a quarter random, a quarter ` +
-    `text, half holes), medians of ${settings.runs} alternating runs; ` +
-    "best: the ratio of the fastest; built: the program as installed.",
+    "text, half holes), the large one four times that; medians of " +
+    `${settings.runs} alternating runs; best: the ratio of the fastest; ` +
+    "built: the program as installed.",
 );
 if (chosen.length > 0) print("", ...HEADER);
 try {
-  for (const workload of chosen) {
+  for (const [index, workload] of chosen.entries()) {
     const result = measure(workload, settings);
     await printRow(
       workload,
       result.then((measured) => row(workload, measured)),
     );
+    await tidy(workload, chosen.slice(index + 1));
   }
   if (chosenNbd.length > 0) {
     print(

@@ -32,12 +32,13 @@ const recipes: { [name: string]: Recipe } = {
   "huge.qcow2": (name, _size, folder) =>
     runTool(folder, "qemu-img", ["create", "-q", "-f", "qcow2", name, "64T"]),
   "zlib.qcow2": asQcow2("quarter.raw", "-c"),
-  "mixed.vdi": asFormat("mixed.raw", "vdi"),
-  "mixed.vhdx": asFormat("mixed.raw", "vhdx"),
-  "mixed.vpc": asFormat("mixed.raw", "vpc", "-o", "force_size=on"),
-  "mixed.vmdk": asFormat("mixed.raw", "vmdk"),
+  "large.raw": (name, size, folder) => makeMixed(name, size * 4, folder),
+  "large.vdi": asFormat("large.raw", "vdi"),
+  "large.vhdx": asFormat("large.raw", "vhdx"),
+  "large.vpc": asFormat("large.raw", "vpc", "-o", "force_size=on"),
+  "large.vmdk": asFormat("large.raw", "vmdk"),
   "stream.vmdk": asFormat(
-    "quarter.raw",
+    "mixed.raw",
     "vmdk",
     "-o",
     "subformat=streamOptimized",
@@ -83,6 +84,11 @@ export async function makeInput(
   } catch {
     await recipes[name](name, size, folder);
   }
+}
+
+/** Remove an image, if it exists. */
+export async function removeInput(name: string, folder: string): Promise<void> {
+  await Deno.remove(`${folder}/${name}`).catch(() => {});
 }
 
 /** Whether there is a recipe for an image. */

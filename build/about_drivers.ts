@@ -71,7 +71,7 @@ export const ABOUT: { readonly [driver: string]: string } = {
   throttle: "Limits the rate of requests. " + ON_A_FILE +
     " `throttle-group` is a `ThrottleGroup`, or the id of an object of the " +
     "command line.",
-  vdi: "VirtualBox's disks. " + ON_A_FILE,
+  vdi: "VirtualBox's disks. " + ON_A_FILE + " See [its page](formats/vdi.md).",
   vhdx: "Hyper-V's disks. " + WITH_BACKING +
     " See [its page](formats/vhdx.md).",
   vmdk: "VMware's disks. Its children are `file`, `extents.N` for the files " +

@@ -93,6 +93,7 @@ function optionList(title: string, table: OptionTable | undefined): string {
 
 function kindText(spec: OptionSpec): string {
   if (spec.type === "boolean") return "`on`, `off`";
+  if (spec.range) return spec.range.join(" to ");
   if (spec.type === "integer") return "number";
   if (spec.type !== "enum") return spec.type;
   return valuesOf(spec).map((value) => `\`${value}\``).join(", ");

@@ -5,6 +5,7 @@
  * @module
  */
 import { BlockError } from "../core/errors.ts";
+import { withoutSecrets } from "../core/redaction.ts";
 import { type Invocation, PROGRAM_OPTIONS } from "./command.ts";
 import { CommandError } from "./program.ts";
 import { suggestion } from "./suggest.ts";
@@ -53,5 +54,9 @@ function fileMeant(
     : operands.length === 1 && isOfImage
     ? operands[0]
     : undefined;
-  return file !== undefined && !message.includes(file) ? file : undefined;
+  if (file === undefined) return undefined;
+  const shown = withoutSecrets(file);
+  if (message.includes(shown)) return undefined;
+  // The quotes keep what follows from being taken for a part of the secret.
+  return shown === file ? file : `'${shown}'`;
 }

@@ -5,7 +5,12 @@
  */
 import type { BlockDriver } from "../core/driver.ts";
 import { asBlockError } from "../core/errors.ts";
-import { HEAD_LENGTH, wrappingOf } from "../core/formats.ts";
+import {
+  HEAD_LENGTH,
+  unpackingCommand,
+  type Wrapping,
+  wrappingOf,
+} from "../core/formats.ts";
 import type { BlockNode } from "../core/node.ts";
 import { openProtocol } from "../core/open.ts";
 import type { OptionValues } from "../core/options.ts";
@@ -47,7 +52,8 @@ export async function findPacked(
   return {
     file,
     async *content() {
-      const chunks = inside(driver.unpack!(others, file), text);
+      const warn = (message: string) => program.warn(`'${text}': ${message}`);
+      const chunks = inside(driver.unpack!(others, file, warn), text);
       if (isRaw) return yield* chunks;
       const doubts = yield* checkedRaw(
         chunks,
@@ -135,30 +141,25 @@ async function* inside(
   }
 }
 
-/** Commands that unpack a file, by driver. */
-const UNPACKERS: { readonly [driver: string]: string } = {
-  gzip: "gunzip -k",
-  xz: "xz -dk",
-  zip: "unzip",
-  zstd: "zstd -dk",
-};
-
 /** The error for packed content other than a raw disk. */
 function notRaw(
   name: string,
   driver: string,
   format: string,
-  wrapping: string | undefined,
+  wrapping: Wrapping | undefined,
 ): Error | undefined {
   if (format === "raw" && !wrapping) return undefined;
-  const what = wrapping ?? `an image of format '${format}'`;
+  const what = wrapping?.what ?? `an image of format '${format}'`;
   return new CommandError(
     `In '${name}' there is ${
       what.replace(/^(?=compressed)/, "a file ")
     }; only ` +
       "a raw disk can be copied while it is unpacked",
     {
-      hint: `Unpack it first (${UNPACKERS[driver]}); packed by 'xz -T0' or ` +
+      hint:
+        `Unpack it first (${
+          unpackingCommand(driver)
+        }); packed by 'xz -T0' or ` +
         "bgzip, an image of any format can be read.",
     },
   );

@@ -3,7 +3,12 @@
  *
  * @module
  */
-import { HEAD_LENGTH, TAIL_LENGTH, wrappingOf } from "../core/formats.ts";
+import {
+  HEAD_LENGTH,
+  TAIL_LENGTH,
+  type Wrapping,
+  wrappingOf,
+} from "../core/formats.ts";
 import {
   doubtsOfRaw,
   type Guess,
@@ -12,6 +17,7 @@ import {
   type Sample,
 } from "../core/probe.ts";
 import { localFiles } from "../core/platform/mod.ts";
+import type { InputFile } from "../core/platform/process.ts";
 import { process } from "../core/platform/this_process.ts";
 import { canRetry, PAUSE, streamError } from "./output.ts";
 import { CommandError, type Program } from "./program.ts";
@@ -49,7 +55,10 @@ export async function* readInput(
   const doubts = yield* checkedRaw(
     chunks,
     "-",
-    (format) => format === "raw" ? undefined : cannotReadPipe(format),
+    (format, wrapping) => {
+      if (format !== "raw") return cannotReadPipe(format);
+      return program.isOurs && wrapping ? isPacked(wrapping) : undefined;
+    },
   );
   if (doubts) program.warn(doubts);
 }
@@ -58,7 +67,10 @@ export async function* readInput(
  * The error for a disk in an unexpected format or packing; `undefined` if it is
  * acceptable.
  */
-export type Refusal = (format: string, wrapping?: string) => Error | undefined;
+export type Refusal = (
+  format: string,
+  wrapping?: Wrapping,
+) => Error | undefined;
 
 /**
  * Pass a disk on, unless its beginning or end looks like a format that is
@@ -98,7 +110,7 @@ function checkRaw(
 ): Guess {
   const guess = guessFormat(sample, name);
   const format = onlyFormat(guess, name);
-  const error = refuse(format.name, wrappingOf(sample.head)?.what);
+  const error = refuse(format.name, wrappingOf(sample.head));
   if (error) throw error;
   return guess;
 }
@@ -108,6 +120,13 @@ function cannotReadPipe(format: string): CommandError {
     `Cannot read an image of format '${format}' from a pipe, only raw data`,
     { hint: "Use -f raw to copy its bytes as they are." },
   );
+}
+
+function isPacked({ what, command }: Wrapping): CommandError {
+  return new CommandError(`What the pipe delivers is ${what}`, {
+    hint: `Unpack it first (${command}), or use -f raw to copy its bytes as ` +
+      "they are.",
+  });
 }
 
 function joined(a: Uint8Array, b: Uint8Array): Uint8Array<ArrayBuffer> {
@@ -120,18 +139,21 @@ function joined(a: Uint8Array, b: Uint8Array): Uint8Array<ArrayBuffer> {
 /** Bytes of a read, as many as a pipe holds. */
 const CHUNK = 64 * 1024;
 
-/** The bytes of standard input, in pieces as they arrive. */
-export async function* inputChunks(): AsyncGenerator<Uint8Array, void> {
+/** The bytes of a pipe or of standard input, in pieces as they arrive. */
+export async function* inputChunks(
+  input: Pick<InputFile, "read"> = process.input,
+): AsyncGenerator<Uint8Array, void> {
   try {
     // Not synchronously: a blocking read would delay signals.
     for (;;) {
       const chunk = new Uint8Array(CHUNK);
-      const count = await process.input.read(chunk);
+      const count = await input.read(chunk);
       if (count === null) return;
       yield chunk.subarray(0, count);
     }
   } catch (error) {
-    throw streamError("read from standard input", error);
+    const what = input === process.input ? "standard input" : "the pipe";
+    throw streamError(`read from ${what}`, error);
   }
 }
 

@@ -13,6 +13,7 @@ import {
   TlsCredentials,
 } from "../core/tls_credentials.ts";
 import { CommandError } from "./command_error.ts";
+import { checkCertificates } from "./tls_certificates.ts";
 
 /** What `--object tls-creds-x509,help` prints. */
 export const TLS_HELP = `tls-creds-x509 options:
@@ -56,17 +57,15 @@ export function defineTlsObject(
   const ca = read(`${dir}/ca-cert.pem`, needsCa);
   const certificate = read(`${dir}/${endpoint}-cert.pem`, isServer);
   const key = read(`${dir}/${endpoint}-key.pem`, certificate !== undefined);
-  defineTlsCredentials(
-    id,
-    new TlsCredentials({
-      endpoint,
-      ca,
-      certificate,
-      key,
-      verifyPeer,
-      ...(password && { passphrase: new TextDecoder().decode(password) }),
-    }),
-  );
+  const identity = {
+    endpoint,
+    ca,
+    certificate,
+    key,
+    ...(password && { passphrase: new TextDecoder().decode(password) }),
+  };
+  checkCertificates({ ...identity, dir });
+  defineTlsCredentials(id, new TlsCredentials({ ...identity, verifyPeer }));
 }
 
 /** Define the credentials that the properties of a `tls-creds-psk` describe. */

@@ -53,8 +53,13 @@ export interface BlockDriver extends DriverTraits {
    * the next one is requested.
    *
    * @param options As for `open`.
+   * @param warn Reports what is wrong with the file, but does not matter.
    */
-  unpack?(options: OptionValues, file: BlockNode): AsyncIterable<Uint8Array>;
+  unpack?(
+    options: OptionValues,
+    file: BlockNode,
+    warn?: (message: string) => void,
+  ): AsyncIterable<Uint8Array>;
   /**
    * Create or replace a file with all its bytes, front to back: completely or
    * not at all. For protocols whose files cannot be changed afterwards.

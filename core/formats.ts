@@ -129,21 +129,33 @@ export interface Wrapping {
   readonly what: string;
   /** The driver that opens it, if there is one. */
   readonly driver?: string;
+  /** The command that unpacks it. */
+  readonly command: string;
 }
 
-type Magics = readonly [magic: string, what: string, driver?: string];
+type Magics = readonly [
+  magic: string,
+  what: string,
+  command: string,
+  driver?: string,
+];
 
 const ZSTD = "\x28\xb5\x2f\xfd";
 
 /** Archives and compressed files that may contain an image, by their magic. */
 const WRAPPINGS: readonly Magics[] = [
-  ["\x1f\x8b\x08", "compressed with gzip", "gzip"],
-  ["BZh", "compressed with bzip2"],
-  ["\xfd7zXZ\0", "compressed with xz", "xz"],
-  [ZSTD, "compressed with zstd", "zstd"],
-  ["\x04\x22\x4d\x18", "compressed with lz4"],
-  ["PK\x03\x04", "a zip archive", "zip"],
-  ["7z\xbc\xaf\x27\x1c", "a 7z archive"],
+  ["\x1f\x8b\x08", "compressed with gzip", "gunzip -k", "gzip"],
+  ["BZh", "compressed with bzip2", "bunzip2 -k"],
+  ["\xfd7zXZ\0", "compressed with xz", "xz -dk", "xz"],
+  [ZSTD, "compressed with zstd", "zstd -dk", "zstd"],
+  ["\x04\x22\x4d\x18", "compressed with lz4", "lz4 -dk"],
+  ["LZIP", "compressed with lzip", "lzip -dk"],
+  ["\x89LZO\0\r\n\x1a\n", "compressed with lzop", "lzop -d"],
+  ["PK\x03\x04", "a zip archive", "unzip", "zip"],
+  // Empty, and the first part of several.
+  ["PK\x05\x06", "a zip archive", "unzip", "zip"],
+  ["PK\x07\x08PK", "a zip archive", "unzip", "zip"],
+  ["7z\xbc\xaf\x27\x1c", "a 7z archive", "7z x"],
 ];
 
 /** Where a tar archive has its magic. */
@@ -152,12 +164,63 @@ const TAR_MAGIC = 257;
 /** The archive or compression of a file, recognised by its beginning. */
 export function wrappingOf(head: Uint8Array): Wrapping | undefined {
   if (has(head, TAR_MAGIC, "ustar")) {
-    return { what: "a tar archive, as an OVA is", driver: "tar" };
+    return {
+      what: "a tar archive, as an OVA is",
+      driver: "tar",
+      command: "tar -x",
+    };
+  }
+  if (isLzma(head)) {
+    return { what: "compressed with lzma", command: "unlzma -k" };
   }
   const found = hasSkippable(head)
     ? WRAPPINGS.find(([magic]) => magic === ZSTD)
     : WRAPPINGS.find(([magic]) => has(head, 0, magic));
-  return found && { what: found[1], driver: found[2] };
+  if (!found) return undefined;
+  const [, what, command, driver] = found;
+  // Three letters are too little: block sizes and the magic of a block follow.
+  const isOther = what.endsWith("bzip2") && !isBzip2(head);
+  return isOther ? undefined : { what, driver, command };
+}
+
+/** The command that unpacks what a driver reads. */
+export function unpackingCommand(driver: string): string | undefined {
+  return WRAPPINGS.find(([, , , name]) => name === driver)?.[2];
+}
+
+/** Whether a block size and the first block follow, or the end if empty. */
+function isBzip2(head: Uint8Array): boolean {
+  return head[3] >= 0x31 && head[3] <= 0x39 &&
+    (has(head, 4, "1AY&SY") || has(head, 4, "\x17rE8P\x90"));
+}
+
+/** The largest size that xz accepts in the header of an `.lzma` file. */
+const MAX_LZMA_SIZE = 2 ** 38;
+
+/**
+ * Whether it is an `.lzma` file ("LZMA_Alone"), which has no magic: one byte of
+ * properties, the size of the dictionary, that of the content, and a byte that
+ * is always zero. As for xz, the sizes have to be plausible; where that of the
+ * content is stated, the properties must be the usual ones, too, as for `file`.
+ */
+function isLzma(head: Uint8Array): boolean {
+  const view = new DataView(head.buffer, head.byteOffset);
+  const [properties, dictionary] = [head[0], view.getUint32(1, true)];
+  const [low, high] = [view.getUint32(5, true), view.getUint32(9, true)];
+  if (head[13] !== 0 || !isLzmaDictionary(dictionary)) return false;
+  const literalBits = properties % 9 + Math.floor(properties / 9) % 5;
+  if (low === 0xffffffff && high === 0xffffffff) {
+    return properties < 9 * 5 * 5 && literalBits <= 4;
+  }
+  const size = high * 2 ** 32 + low;
+  return properties === 0x5d && size > 0 && size < MAX_LZMA_SIZE;
+}
+
+/** Whether it is 2^n or 2^n + 2^(n - 1), at least 4096, or unlimited. */
+function isLzmaDictionary(size: number): boolean {
+  const n = 31 - Math.clz32(size);
+  return size === 0xffffffff ||
+    n >= 12 && (size === 2 ** n || size === 2 ** n + 2 ** (n - 1));
 }
 
 /**

@@ -143,7 +143,8 @@ export async function openPart(
   }
   const file = fileOf(pending)!;
   const request = {
-    filename: resolveFrom(file, name),
+    // What looks like a URL in an extent line is a path, as in QEMU.
+    filename: resolveFrom(file, asPath(name)),
     namedBy: filename,
     role: "extent" as const,
   };

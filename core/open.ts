@@ -287,6 +287,8 @@ const MAX_WRAPPINGS = 4;
  * The driver for an archive or compressed file that would otherwise be taken
  * for raw, if wanted: only for files that the user names, not for those that an
  * image does.
+ *
+ * @throws {BlockError} ENOTSUP if there is none.
  */
 function unpacking(
   wrapping: Wrapping | undefined,
@@ -295,8 +297,19 @@ function unpacking(
   { chain }: Place,
 ): StackObject | undefined {
   if (!options.unpack || chain) return undefined;
-  const driver = wrapping?.driver;
-  if (driver === undefined || !findDriver(driver)) return undefined;
+  if (!wrapping) return undefined;
+  const { what, driver, command } = wrapping;
+  if (driver === undefined || !findDriver(driver)) {
+    throw new BlockError(
+      "ENOTSUP",
+      `It is ${what}, for which there is no driver`,
+      {
+        hint:
+          `Unpack it first (${command}), or say that it is raw (-f raw) to ` +
+          "have its bytes taken as they are.",
+      },
+    );
+  }
   if (unpacked < MAX_WRAPPINGS) return { driver, file };
   throw new BlockError(
     "ELOOP",

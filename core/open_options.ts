@@ -48,9 +48,9 @@ export interface OpenOptions {
   /** Refuse to write. Default: false. */
   readOnly?: boolean;
   /**
-   * Whether to look for the image inside an archive or a compressed file, if
-   * there is a driver for it. Default: false; the file is then taken for raw,
-   * with a warning, as in QEMU.
+   * Whether to look for the image inside an archive or a compressed file, and
+   * to refuse one for which there is no driver. Default: false; the file is then
+   * taken for raw, with a warning, as in QEMU.
    */
   unpack?: boolean;
   /**

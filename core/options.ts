@@ -42,6 +42,8 @@ export interface OptionSpec {
    * it with its own message, and the help leaves it out.
    */
   readonly unsupported?: true | readonly string[];
+  /** Least and greatest value of a `number`; by default, QEMU's: any of 64 bits. */
+  readonly range?: readonly [least: number, greatest: number];
   /** The default value. */
   readonly default?: string | number | boolean;
 }
@@ -158,6 +160,16 @@ export function parseOption(
       throw refuse(EXPECTED.size, SIZE_HINT);
     }
     case "number": {
+      if (spec.range) {
+        const [least, greatest] = spec.range;
+        const number = Number(
+          typeof value === "number" ? value : parseInteger(String(value)),
+        );
+        if (
+          Number.isInteger(number) && number >= least && number <= greatest
+        ) return number;
+        throw refuse(`a number from ${least} to ${greatest}`);
+      }
       if (typeof value === "number") {
         if (Number.isInteger(value) && value >= 0) return value;
         throw refuse(EXPECTED.number);

@@ -25,7 +25,7 @@ import {
   u64,
 } from "../core/read_only.ts";
 import { readPadded } from "../core/requests.ts";
-import { SharedLoads } from "../core/shared_loads.ts";
+import { SectorBitmaps } from "../core/sector_bitmaps.ts";
 
 /** Bochs's growing images. */
 export const bochsDriver = readOnlyDriver("bochs", async (file) => {
@@ -130,13 +130,12 @@ const MAX_BITMAPS = 256;
 
 class BochsMap extends ReadOnlyMap {
   readonly #header: Header;
-  /** By extent, in the order of loading. */
-  readonly #bitmaps = new Map<number, Uint8Array>();
-  readonly #loads = new SharedLoads();
+  readonly #bitmaps: SectorBitmaps;
 
   constructor(file: BlockNode, header: Header) {
     super(file);
     this.#header = header;
+    this.#bitmaps = new SectorBitmaps(header.extentSize, MAX_BITMAPS);
   }
 
   lookup(offset: number, length: number): Run | undefined {
@@ -146,34 +145,26 @@ class BochsMap extends ReadOnlyMap {
     const inExtent = Math.min(length, extentSize - from);
     const place = this.#placeOf(extent);
     if (place === undefined) return { kind: "zero", length: inExtent };
-    const bitmap = this.#bitmaps.get(extent);
-    if (!bitmap) return undefined;
-    const first = Math.floor(from / SECTOR_SIZE);
-    const end = divideUp(from + inExtent, SECTOR_SIZE);
-    const isData = hasBit(bitmap, first);
-    let next = first + 1;
-    while (next < end && hasBit(bitmap, next) === isData) next++;
-    const run = Math.min(inExtent, next * SECTOR_SIZE - from);
-    if (!isData) return { kind: "zero", length: run };
+    const run = this.#bitmaps.run(extent, from, inExtent);
+    if (!run) return undefined;
+    if (!run.isHere) return { kind: "zero", length: run.length };
     const childOffset = place + bitmapSize + from;
-    if (childOffset + run > this.file.size) return undefined;
-    return { kind: "data", length: run, child: this.file, childOffset };
+    if (childOffset + run.length > this.file.size) return undefined;
+    return { kind: "data", length: run.length, child: this.file, childOffset };
   }
 
   async find(offset: number, length: number): Promise<Run> {
     const { extentSize } = this.#header;
     const extent = Math.floor(offset / extentSize);
-    if (!this.#bitmaps.has(extent)) {
-      const most = Math.min(
-        divideUp(offset + length, extentSize) - extent,
-        MAX_TOGETHER,
-      );
-      await Promise.all(Array.from({ length: most }, (_, i) => {
-        const loading = this.#load(extent + i);
-        // The failure of another one is reported in its turn.
-        return i === 0 ? loading : loading.catch(() => {});
-      }));
-    }
+    const most = Math.min(
+      divideUp(offset + length, extentSize) - extent,
+      MAX_TOGETHER,
+    );
+    await Promise.all(Array.from({ length: most }, (_, i) => {
+      const loading = this.#load(extent + i);
+      // The failure of another one is reported in its turn.
+      return i === 0 ? loading : loading.catch(() => {});
+    }));
     const run = this.lookup(offset, length);
     if (!run) throw damaged(`Extent ${extent} goes past the end of the file`);
     return run;
@@ -189,26 +180,12 @@ class BochsMap extends ReadOnlyMap {
 
   async #load(extent: number): Promise<void> {
     const place = this.#placeOf(extent);
-    if (place === undefined || this.#bitmaps.has(extent)) return;
-    const read = async () => {
-      const { extentSize } = this.#header;
-      const bitmap = allocate(divideUp(extentSize / SECTOR_SIZE, 8));
+    if (place === undefined) return;
+    await this.#bitmaps.load(extent, async (bitmap) => {
       if (place + bitmap.length > this.file.size) {
         throw damaged(`Extent ${extent} goes past the end of the file`);
       }
       await this.file.readv(place, [bitmap]);
-      return bitmap;
-    };
-    await this.#loads.run(extent, read, (bitmap) => {
-      if (this.#bitmaps.size >= MAX_BITMAPS) {
-        this.#bitmaps.delete(this.#bitmaps.keys().next().value!);
-      }
-      this.#bitmaps.set(extent, bitmap);
     });
   }
-}
-
-/** Whether a sector was written; the least significant bit comes first. */
-function hasBit(bitmap: Uint8Array, sector: number): boolean {
-  return (bitmap[sector >> 3] >> (sector & 7) & 1) === 1;
 }

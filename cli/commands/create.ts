@@ -142,8 +142,9 @@ async function create(
     );
   } catch (error) {
     const why = asBlockError(error);
-    // QEMU blames the format for limits of the system.
-    throw program.isOurs && isOfSystem(why, format, values)
+    // QEMU blames the format for limits of the system, VMDK excepted.
+    const isTold = program.isOurs || format === "vmdk";
+    throw isTold && isOfSystem(why, format, values)
       ? why
       : explainTooLarge(why, format, table, values);
   }
@@ -258,7 +259,7 @@ function isOfSystem(
   { preallocation = "off" }: OptionValues,
 ): boolean {
   return message.endsWith(strerror(code)) &&
-    (format === "raw" || preallocation !== "off");
+    (format === "raw" || format === "vmdk" || preallocation !== "off");
 }
 
 /** Replace a driver's message about too large a size by a more helpful one. */

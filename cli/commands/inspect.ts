@@ -39,13 +39,14 @@ export const command: Command = {
     OUTPUT,
     {
       long: "whole",
-      help: "read standard input to its end, where footers are",
+      help: "read a pipe to its end, where footers are",
     },
   ],
-  notes: "FILE is '-' for standard input. At most 1 MiB is read, and no file " +
-    "that the\nimage names is opened. The exit code is 0 without " +
-    "findings other than notes,\n3 after warnings, 2 if there is a danger, " +
-    "and 1 if the image cannot be read.",
+  notes:
+    "FILE may be a pipe, and is '-' for standard input. At most 1 MiB is " +
+    "read, and\nno file that the image names is opened. The exit code is 0 " +
+    "without findings other\nthan notes, 3 after warnings, 2 if there is a " +
+    "danger, and 1 if the image cannot\nbe read.",
 
   async run(invocation) {
     let output: string | undefined;
@@ -81,6 +82,11 @@ async function inspectArgument(
       }
       return await inspect(inputFile() ?? inputChunks(), options);
     }
+    if (!imageOpts && isPipe(text)) {
+      const { openInTime } = await import("../io/source_file.ts");
+      using pipe = await openInTime(text);
+      return await inspect(inputChunks(pipe), options);
+    }
     const source = imageOpts
       ? parseStack(text, (message) => program.warn(message))
       : text;
@@ -88,6 +94,15 @@ async function inspectArgument(
   } catch (error) {
     if (error instanceof CommandError) throw error;
     throw asBlockError(error).prefixed(`Could not inspect '${text}': `);
+  }
+}
+
+/** Whether it is the name of a pipe, as of `<(…)` in a shell. */
+function isPipe(text: string): boolean {
+  try {
+    return process.status(text).isFifo;
+  } catch {
+    return false;
   }
 }
 

@@ -18,7 +18,7 @@ import { process } from "../../core/platform/this_process.ts";
 export async function headOf(
   filename: string,
   most: number,
-  patience = 5000,
+  patience?: number,
 ): Promise<Uint8Array> {
   try {
     using file = await openInTime(filename, patience);
@@ -35,10 +35,15 @@ export async function headOf(
   }
 }
 
-/** Opening a pipe waits until its other end is opened. */
-async function openInTime(
+/**
+ * Open a file of any kind. Opening a pipe waits until its other end is opened.
+ *
+ * @param patience Milliseconds to wait for that.
+ * @throws {BlockError} ENXIO for a pipe without a writer.
+ */
+export async function openInTime(
   filename: string,
-  patience: number,
+  patience = 5000,
 ): Promise<InputFile> {
   const { isFifo } = process.status(filename);
   const opening = process.openInput(filename);

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { TAIL_LENGTH } from "../formats.ts";
 import { nameText } from "../values.ts";
 import { size as sizeOf } from "./qcow2.ts";
 import type { Report } from "./report.ts";
@@ -131,4 +132,118 @@ export async function inspectLuks(
   const cipher = latin1(header, 8, 32).replace(/\0.*$/s, "");
   const mode = latin1(header, 40, 32).replace(/\0.*$/s, "");
   report.note("cipher", `its cipher is '${nameText(`${cipher}-${mode}`)}'`);
+}
+
+/** Inspect a compressed loop image. */
+export async function inspectCloop(
+  window: Window,
+  report: Report,
+): Promise<void> {
+  const header = await window.read(128, 8);
+  if (!header) {
+    report.danger("truncated", "the file ends within its header");
+    return;
+  }
+  const [blockSize, blocks] = [0, 4].map((at) => header.getUint32(at));
+  report.virtualSize = sizeOf(BigInt(blockSize) * BigInt(blocks));
+  if (blockSize === 0 || blockSize % 512 !== 0) {
+    report.warn("damaged", `its blocks have ${blockSize} bytes`);
+  } else if (blockSize > 64 * 1024 * 1024) {
+    report.danger("excessive-table", `its blocks have ${blockSize} bytes`);
+  }
+  checkTable(window, report, 136, 8 * (blocks + 1), 512 * 1024 * 1024);
+}
+
+/** Inspect a growing image of Bochs. */
+export async function inspectBochs(
+  window: Window,
+  report: Report,
+): Promise<void> {
+  const header = await window.read(0, 512);
+  if (!header) {
+    report.danger("truncated", "the file ends within its header");
+    return;
+  }
+  const u32 = (at: number) => header.getUint32(at, true);
+  const version = u32(64);
+  const isGrowing = has(header, 32, "Redolog\0") &&
+    has(header, 48, "Growing\0");
+  if (!isGrowing || version !== 0x10000 && version !== 0x20000) {
+    report.warn("version", "it has an unknown version or type of the format");
+    return;
+  }
+  const sizeAt = version === 0x10000 ? 84 : 88;
+  const bytes = header.getBigUint64(sizeAt, true);
+  report.virtualSize = sizeOf(bytes - bytes % 512n);
+  checkTable(window, report, u32(68), 4 * u32(72), 4 * 1024 * 1024);
+}
+
+/** Warn of a table outside of the file, or of more than `most` bytes. */
+function checkTable(
+  { size = Infinity }: Window,
+  report: Report,
+  start: number,
+  length: number,
+  most: number,
+): void {
+  if (length > most) {
+    report.danger("excessive-table", `its table has ${length} bytes`);
+  } else if (start + length > size) {
+    report.warn("truncated", "its table is not within the file");
+  }
+}
+
+/** Inspect a sparse image of Apple. */
+export async function inspectAsif(
+  window: Window,
+  report: Report,
+): Promise<void> {
+  const header = await window.read(0, 80);
+  if (!header) {
+    report.danger("truncated", "the file ends within its header");
+    return;
+  }
+  const version = header.getUint32(4);
+  if (version !== 1) {
+    report.warn("version", `it has version ${version} of the format`);
+    return;
+  }
+  const sectors = header.getBigUint64(48);
+  report.virtualSize = sizeOf(sectors * BigInt(header.getUint16(68)));
+}
+
+/** Inspect a disk image of Apple, which has its header at its end. */
+export async function inspectDmg(
+  window: Window,
+  report: Report,
+): Promise<void> {
+  if (has(await window.readPadded(0, 8), 0, "encrcdsa")) {
+    report.encrypted = true;
+    report.note("encrypted", "it is encrypted: its data was not inspected");
+    return;
+  }
+  const { size } = window;
+  if (size === undefined) return;
+  // A file that does not consist of sectors has bytes after the trailer.
+  const starts = [size - TAIL_LENGTH, size - TAIL_LENGTH - size % TAIL_LENGTH]
+    .concat(size - size % TAIL_LENGTH);
+  for (const start of starts) {
+    const trailer = await window.readPadded(start, TAIL_LENGTH);
+    if (!has(trailer, 0, "koly")) continue;
+    report.virtualSize = sizeOf(trailer.getBigUint64(492) * 512n);
+    const segments = trailer.getUint32(60);
+    if (segments > 1) {
+      report.danger("extents", `it is one of ${segments} files of an image`);
+    }
+    const ends = [[24, 32], [40, 48], [216, 224]].map(([at, length]) =>
+      trailer.getBigUint64(at) + trailer.getBigUint64(length)
+    );
+    if (ends.some((end) => end > start)) {
+      report.warn(
+        "truncated",
+        "its data or its tables are not within the file",
+      );
+    }
+    return;
+  }
 }

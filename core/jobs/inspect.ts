@@ -26,6 +26,10 @@ import {
 } from "../inspect/disk.ts";
 import { inspectVhd, inspectVhdx } from "../inspect/microsoft.ts";
 import {
+  inspectAsif,
+  inspectBochs,
+  inspectCloop,
+  inspectDmg,
   inspectLuks,
   inspectParallels,
   inspectQed,
@@ -289,6 +293,10 @@ const INSPECTORS: { readonly [format: string]: Inspector } = {
   vpc: inspectVhd,
   parallels: inspectParallels,
   luks: inspectLuks,
+  cloop: inspectCloop,
+  bochs: inspectBochs,
+  asif: inspectAsif,
+  dmg: inspectDmg,
 };
 
 /** Inspect the content of the window. */

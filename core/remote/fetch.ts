@@ -44,6 +44,15 @@ const KINDS: readonly [
     (_, text) => new BlockError("EACCES", lineWith(text, /Requires net/)),
   ],
   [
+    /\bCA file\b/,
+    (_, text) =>
+      new BlockError(
+        "EACCES",
+        "The file with authorities that DENO_CERT names is of no use: " +
+          lineWith(text, /\bCA file\b/),
+      ),
+  ],
+  [
     /NotValidForName|ALTNAME|certificate|UnknownIssuer|SELF_SIGNED|\bCERT_/i,
     ({ host }, text) =>
       new BlockError(

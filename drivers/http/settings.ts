@@ -39,11 +39,13 @@ export const OPEN_OPTIONS: OptionTable = {
   },
   retries: {
     type: "number",
+    range: [0, 1000],
     default: 4,
     help: "Further attempts after failures that may pass",
   },
   connections: {
     type: "number",
+    range: [1, 256],
     default: DEFAULT_CONNECTIONS,
     help: "Most requests at once",
   },
@@ -139,7 +141,7 @@ export async function settingsOf(
       timeout: timeout === 0 ? Infinity : timeout * 1000,
     },
     readAhead,
-    connections: Math.max(1, number("connections")),
+    connections: number("connections"),
     download,
     downloadLimit: parsed["download-limit"] as number | undefined ??
       (download === "memory"
@@ -175,8 +177,8 @@ function refuseWhatCannotBe(parsed: OptionValues): void {
     throw new BlockError(
       "ENOTSUP",
       `${name} is not possible for one image: the runtime chooses the proxy, ` +
-        "and takes the user from its environment " +
-        "(HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT)",
+        "and takes the user from its environment (HTTPS_PROXY, with " +
+        "USER:PASSWORD@ before the proxy's host)",
     );
   }
 }

@@ -63,18 +63,16 @@ function serverOf(
   server: { [name: string]: unknown },
 ): SocketAddress {
   const isNew = Object.keys(server).length > 0;
+  if (isNew && (path ?? host ?? port) !== undefined) {
+    throw invalid("Cannot use 'server' and path/host/port at the same time");
+  }
   if (path !== undefined && host !== undefined) {
     throw invalid("path and host may not be used at the same time");
   }
-  if (path === undefined && host === undefined && port !== undefined) {
+  if (path !== undefined && port !== undefined) {
     throw invalid("port may not be used without host");
   }
   if (path !== undefined || host !== undefined) {
-    if (isNew) {
-      throw invalid(
-        "Cannot use 'server' and path/host/port at the same time",
-      );
-    }
     return path !== undefined ? { path: String(path) } : {
       host: String(host),
       port: portOf(String(host), port ?? DEFAULT_PORT),

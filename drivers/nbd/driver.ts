@@ -112,7 +112,7 @@ function parse(given: OptionValues): [Place, ConnectionOptions] {
     dirtyBitmap: parsed["x-dirty-bitmap"] as string | undefined,
     reconnectDelay: parsed["reconnect-delay"] as number ?? 0,
     openTimeout: parsed["open-timeout"] as number ?? 0,
-    connections: Math.max(1, parsed["multi-conn"] as number ?? 1),
+    connections: parsed["multi-conn"] as number ?? 1,
     tls: tlsOf(
       place,
       credentials ?? (tls ? SYSTEM_CREDENTIALS : undefined),
@@ -248,6 +248,12 @@ function cannotGrow(): BlockError {
 /** Most bytes of a request without data, if lengths have 32 bits. */
 const MAX_RANGE = 2 ** 31;
 
+/**
+ * Longer reads are made in parts of this many bytes: the server sends one while
+ * it reads the next, and both are still in the processor's cache.
+ */
+const READ_SIZE = 512 * 1024;
+
 /** An opened export. */
 class NbdNode implements BlockNode {
   readonly driver = NBD_TRAITS;
@@ -315,13 +321,36 @@ class NbdNode implements BlockNode {
     const length = vectorLength(iov);
     const inside = Math.max(0, Math.min(length, this.size - offset));
     if (inside > 0) {
-      const part = sliceVector(iov, 0, inside);
-      await this.#link.ask(
-        (client) => client.read(offset, part, signal),
-        signal,
-      );
+      await (inside <= READ_SIZE
+        ? this.#read(offset, sliceVector(iov, 0, inside), signal)
+        : this.#readParts(offset, sliceVector(iov, 0, inside), signal));
     }
     if (inside < length) fillVector(iov, inside, length - inside);
+  }
+
+  #read(
+    offset: number,
+    iov: IoVector,
+    signal: AbortSignal | undefined,
+  ): Promise<void> {
+    return this.#link.ask((client) => client.read(offset, iov, signal), signal);
+  }
+
+  async #readParts(
+    offset: number,
+    iov: IoVector,
+    signal: AbortSignal | undefined,
+  ): Promise<void> {
+    const length = vectorLength(iov);
+    const reads: Promise<void>[] = [];
+    for (let at = 0; at < length; at += READ_SIZE) {
+      const part = sliceVector(iov, at, Math.min(READ_SIZE, length - at));
+      reads.push(this.#read(offset + at, part, signal));
+    }
+    // Buffers belong to the caller again when none is being filled any more.
+    for (const outcome of await Promise.allSettled(reads)) {
+      if (outcome.status === "rejected") throw outcome.reason;
+    }
   }
 
   readonly #write = async (

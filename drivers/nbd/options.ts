@@ -34,6 +34,7 @@ export const OPEN_OPTIONS: OptionTable = {
   },
   "multi-conn": {
     type: "number",
+    range: [1, 64],
     default: 1,
     help: "Most connections at once, if the server permits several",
   },

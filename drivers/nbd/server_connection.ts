@@ -62,8 +62,13 @@ const SLOW_REQUEST = 5;
 const BACKGROUND = { background: true };
 /** Shorter reads are not searched for holes. */
 const WORTH_A_LOOK = 64 * 1024;
-/** Most parts in which one read is answered. */
-const MAX_PARTS = 64;
+/** Most extents of a read that are looked for; the rest is taken for data. */
+const MAX_EXTENTS = 64;
+/**
+ * Data is answered in parts of this many bytes: one is sent while the next is
+ * read.
+ */
+const PART_SIZE = 1024 * 1024;
 /** Most runs in one reply. Clients request the rest. */
 const MAX_RUNS = 32 * 1024;
 /** Most bytes of a run on the wire. */
@@ -414,14 +419,20 @@ export class Connection implements BudgetUser {
   async #readParts(request: Request, memory: Memory): Promise<void> {
     const { offset, length } = request;
     const end = offset + length;
-    for (let at = offset, parts = 1; at < end; parts++) {
-      const { length: part, zero } = parts < MAX_PARTS
+    for (let at = offset, extents = 1; at < end; extents++) {
+      const extent = extents < MAX_EXTENTS
         ? await this.#extentOf(at, end)
         : { length: end - at, zero: false };
-      const isLast = at + part === end;
-      if (zero) this.#replies.hole(request, at, part, isLast);
-      else await this.#readPart(request, memory, at, part, isLast);
-      at += part;
+      const stop = at + extent.length;
+      if (extent.zero) {
+        this.#replies.hole(request, at, extent.length, stop === end);
+        at = stop;
+      }
+      while (at < stop) {
+        const part = Math.min(PART_SIZE, stop - at);
+        await this.#readPart(request, memory, at, part, at + part === end);
+        at += part;
+      }
     }
   }
 

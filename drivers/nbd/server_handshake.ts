@@ -5,7 +5,12 @@
  * @module
  */
 import type { ByteStream } from "../../core/platform/sockets.ts";
-import { endStream, MessageReader, MessageWriter } from "./bytes.ts";
+import {
+  ConnectionLost,
+  endStream,
+  MessageReader,
+  MessageWriter,
+} from "./bytes.ts";
 import { type Export, exportFlags, selectContexts } from "./export.ts";
 import {
   decodeText,
@@ -135,7 +140,10 @@ export class ServerHandshake {
     try {
       return await this.#reader.next(length);
     } catch (error) {
-      const { message } = error as Error;
+      // A client ends TLS so if it does not accept the server.
+      const message = error instanceof ConnectionLost && this.#encrypted
+        ? "Cannot read from TLS channel: Software caused connection abort"
+        : (error as Error).message;
       throw new HandshakeFailed(`Failed to read ${what}: ${message}`);
     }
   }

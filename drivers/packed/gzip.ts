@@ -42,11 +42,11 @@ export const gzipDriver: BlockDriver = {
     return unitsNode(gzipDriver, file, units, unpackMember);
   },
 
-  async *unpack(options, file) {
+  async *unpack(options, file, warn) {
     parseOptions({}, options, ["file"]);
     await checkMagic(file);
     const whole = { start: 0, size: file.size };
-    const unpacker = inflater("gzip");
+    const unpacker = inflater("gzip", warn);
     if (unpacker) return yield* unpacked(file, whole, unpacker);
     yield* unpackedByRuntime("gzip", bytesOf(file, whole));
   },
@@ -66,11 +66,11 @@ async function membersOf(file: BlockNode): Promise<Units | undefined> {
   for (let at = 0; at < file.size;) {
     const stored = memberLength(next);
     const end = at + stored;
-    if (stored === 0 || end > file.size) {
+    // What follows the last member is judged by whoever unpacks all.
+    if (stored === 0) return await isZero(file, at) ? units : undefined;
+    if (end > file.size) {
       if (at === 0) return undefined;
-      throw stored === 0
-        ? damaged("gzip")
-        : new BlockError("EIO", "The gzip data is cut off");
+      throw new BlockError("EIO", "The gzip data is cut off");
     }
     // The end of one member and the header of the next.
     const both = await bytesAt(file, end - 4, 4 + HEADER);
@@ -84,6 +84,15 @@ async function membersOf(file: BlockNode): Promise<Units | undefined> {
     at = end;
   }
   return units;
+}
+
+/** Whether only padding follows, as on tapes. */
+async function isZero(file: BlockNode, start: number): Promise<boolean> {
+  const rest = bytesOf(file, { start, size: file.size - start });
+  for await (const bytes of rest) {
+    if (bytes.some((byte) => byte !== 0)) return false;
+  }
+  return true;
 }
 
 /** The length of a member with this header; 0 if it is not stated. */
@@ -136,7 +145,11 @@ export async function* unpackedByRuntime(
         part = await reader.read();
       } catch (error) {
         if (error instanceof BlockError) throw error;
-        throw damaged(format);
+        if (format === "deflate-raw") throw damaged("zip");
+        throw new BlockError("EIO", "The gzip data is damaged", {
+          hint: "If it has several members, or something follows it, zlib is " +
+            "needed (--allow-ffi).",
+        });
       }
       if (part.done) return;
       yield part.value;

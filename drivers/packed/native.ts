@@ -144,9 +144,15 @@ const RAW_WINDOW = -15;
 
 /**
  * Unpacks gzip, of which several members may follow each other, or plain
- * `deflate` data; `null` without zlib.
+ * `deflate` data; `null` without zlib. What follows the last member of gzip is
+ * ignored, as by `gzip` itself: zeroes, with which tapes and disks pad their
+ * last block, silently, anything else with a warning. If that looks as if it
+ * contained further members, part of the file has been overwritten.
  */
-export function inflater(format: "gzip" | "deflate"): Unpacker | null {
+export function inflater(
+  format: "gzip" | "deflate",
+  warn?: (message: string) => void,
+): Unpacker | null {
   const stream = { parameters: ["buffer"], result: "i32" } as const;
   const zlib = bind<ZlibLibrary>("libz.so.1", {
     inflateInit2_: {
@@ -168,13 +174,29 @@ export function inflater(format: "gzip" | "deflate"): Unpacker | null {
   }
   let isInside = !isGzip;
   let isOver = false;
+  let hasEnded = false;
+  /** Whether a member follows in the input, perhaps after zeroes. */
+  function findMember(): boolean {
+    const { left } = buffers;
+    const at = left.findIndex((byte) => byte !== 0);
+    buffers.give(at < 0 ? new Uint8Array() : left.subarray(at));
+    if (at < 0) return false;
+    const [one, two] = buffers.left;
+    if (!hasEnded || one === 0x1f && (two === 0x8b || two === undefined)) {
+      return true;
+    }
+    isOver = true;
+    warn?.("What follows the end of the gzip data is ignored");
+    return false;
+  }
   function* push(input: Uint8Array): Generator<Uint8Array> {
     buffers.give(input);
-    while (buffers.rest > 0 && !isOver) {
-      // Tapes and disks pad their last block with zeroes.
-      if (isGzip && !isInside && buffers.left.every((byte) => byte === 0)) {
+    while (buffers.rest > 0) {
+      if (isOver) {
+        if (isGzip && hasMember(buffers.left)) throw damaged(format);
         return;
       }
+      if (isGzip && !isInside && !findMember()) continue;
       isInside = true;
       const code = zlib!.inflate(struct, 0);
       if (code < 0 && code !== Z_BUF_ERROR || code > Z_STREAM_END) {
@@ -189,6 +211,7 @@ export function inflater(format: "gzip" | "deflate"): Unpacker | null {
       }
       if (code !== Z_STREAM_END) continue;
       isInside = false;
+      hasEnded = true;
       if (isGzip) zlib!.inflateReset(struct);
       else isOver = true;
     }
@@ -209,6 +232,18 @@ export function inflater(format: "gzip" | "deflate"): Unpacker | null {
     },
     [Symbol.dispose]: () => void zlib.inflateEnd(struct),
   };
+}
+
+/** Whether bytes contain what a member of gzip begins with. */
+function hasMember(bytes: Uint8Array): boolean {
+  for (
+    let at = bytes.indexOf(0x1f);
+    at >= 0;
+    at = bytes.indexOf(0x1f, at + 1)
+  ) {
+    if (bytes[at + 1] === 0x8b && bytes[at + 2] === 8) return true;
+  }
+  return false;
 }
 
 interface LzmaLibrary {

@@ -19,6 +19,8 @@ export interface OvfDisk {
   readonly href: string;
   /** Whether the file is split into several. */
   readonly isSplit: boolean;
+  /** How the file is compressed on top of its format, if it is. */
+  readonly compression: string | undefined;
   /** Whether it stores only the differences from another disk. */
   readonly hasParent: boolean;
 }
@@ -54,10 +56,15 @@ export function parseOvf(bytes: Uint8Array): OvfDisk[] {
       fileId,
       href: decodedHref(href),
       isSplit: file.has("chunkSize"),
+      compression: compressionOf(file.get("compression")),
       hasParent: disk.has("parentRef"),
     });
   }
   return disks;
+}
+
+function compressionOf(stated: string | undefined): string | undefined {
+  return stated === "" || stated === "identity" ? undefined : stated;
 }
 
 /** Names in an archive are literal; in a reference they may be escaped. */
@@ -126,10 +133,25 @@ export function escaped(text: string): string {
 }
 
 /** Refuse a disk that is not completely in its own file. */
-export function checkOwnDisk({ id, isSplit, hasParent }: OvfDisk): void {
+export function checkOwnDisk(
+  { id, href, isSplit, compression, hasParent }: OvfDisk,
+): void {
   const called = `The disk '${shortened(id, 255)}' of the OVF descriptor`;
   if (isSplit) {
     throw new BlockError("ENOTSUP", `${called} is split into several files`);
+  }
+  if (compression !== undefined) {
+    throw new BlockError(
+      "ENOTSUP",
+      `The file '${shortened(href, 255)}' of the disk '${
+        shortened(id, 255)
+      }' ` +
+        `is compressed as a whole (${
+          shortened(compression, 40)
+        }), so that it ` +
+        "cannot be used in its archive",
+      { hint: "Unpack the appliance, and then the file, first." },
+    );
   }
   if (hasParent) {
     throw new BlockError(

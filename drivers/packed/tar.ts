@@ -97,14 +97,12 @@ async function examine(
 /** Files of an appliance other than disks. */
 const ABOUT = /\.(ovf|mf|cert)$/i;
 
-/**
- * The disks of the OVF descriptor; without one, the files that may be disks.
- */
+/** The disks of the OVF descriptor, if there is one, and the other files. */
 async function readDescriptor(
   file: BlockNode,
   members: readonly TarMember[],
   isNeeded: boolean,
-): Promise<{ disks: OvfDisk[]; others: TarMember[] }> {
+): Promise<{ disks?: OvfDisk[]; others: TarMember[] }> {
   const others = members.filter(({ name }) => !ABOUT.test(name));
   const ovf = members.find(({ name }) => /\.ovf$/i.test(name));
   if (!ovf) {
@@ -114,26 +112,36 @@ async function readDescriptor(
         "The driver 'tar' opens a member of any tar archive.",
       );
     }
-    return { disks: [], others };
+    return { others };
   }
   checkWhole(ovf);
   if (ovf.size > MAX_OVF) throw invalid("The OVF descriptor is too long");
   return { disks: parseOvf(await bytesAt(file, ovf.start, ovf.size)), others };
 }
 
-/** The member that holds the selected disk, or the only one. */
+/**
+ * The member that holds the selected disk, or the only one; `undefined` if it
+ * has to be found without the descriptor.
+ */
 function memberOfDisk(
-  disks: readonly OvfDisk[],
+  disks: readonly OvfDisk[] | undefined,
   members: readonly TarMember[],
   wanted: string | undefined,
 ): TarMember | undefined {
+  if (!disks) return undefined;
   const isNamed = members.some(({ name }) => name === wanted);
-  if (disks.length === 0 || isNamed) return undefined;
   const found = wanted === undefined
     ? disks
+    : isNamed
+    ? disks.filter(({ href }) => href === wanted)
     : disks.filter(({ id, fileId }) => id === wanted || fileId === wanted);
-  if (found.length === 0) return undefined;
-  if (found.length > 1) {
+  if (wanted === undefined && found.length === 0) {
+    throw invalid(
+      `The OVF descriptor has no disk with a file; ${listed(members)}`,
+      HOW_TO_CHOOSE,
+    );
+  }
+  if (new Set(found.map(({ href }) => href)).size > 1) {
     const names = disks.map(({ href, id }) => `${href} (${id})`);
     throw invalid(
       `The appliance has ${disks.length} disks: ` +
@@ -142,8 +150,9 @@ function memberOfDisk(
       HOW_TO_CHOOSE,
     );
   }
+  found.forEach(checkOwnDisk);
   const [disk] = found;
-  checkOwnDisk(disk);
+  if (!disk) return undefined;
   const member = members.findLast(({ name }) => name === disk.href);
   if (member) return member;
   throw new BlockError(

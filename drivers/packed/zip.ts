@@ -156,6 +156,12 @@ async function findDirectory(file: BlockNode): Promise<Directory> {
       at + END + view.getUint16(at + 20, true) <= length)
   ) at--;
   if (at < 0) throw invalid("It is not a zip archive, or is cut off");
+  const part = view.getUint16(at + 4, true);
+  if (part !== 0 && part !== 0xffff) {
+    throw new BlockError("ENOTSUP", "The zip archive is split into files", {
+      hint: "Join them first (zip -s 0 split.zip --out whole.zip).",
+    });
+  }
   let count = view.getUint16(at + 10, true);
   let bytes = view.getUint32(at + 12, true);
   let offset = view.getUint32(at + 16, true);

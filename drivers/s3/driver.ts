@@ -75,9 +75,6 @@ class Place {
       : nbdkitLayout(this.#key);
     const { lease = 30 } = options;
     this.#leaseSeconds = lease as number;
-    if (this.#leaseSeconds > 3600) {
-      throw invalid("'lease' must be at most 3600 seconds");
-    }
   }
 
   async #client(secret: FindSecret): Promise<S3Client> {

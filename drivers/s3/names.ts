@@ -31,6 +31,7 @@ export const OPEN_OPTIONS: OptionTable = {
   },
   lease: {
     type: "number",
+    range: [0, 3600],
     default: 30,
     help: "Seconds for which a writer keeps others away at a time; 0: never",
   },
@@ -68,11 +69,13 @@ export const OPEN_OPTIONS: OptionTable = {
   },
   timeout: {
     type: "number",
+    range: [1, 10_000],
     default: 30,
     help: "Seconds without an answer after which a request is made again",
   },
   retries: {
     type: "number",
+    range: [0, 1000],
     default: 5,
     help: "Most times that a failing request is made again",
   },

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { invalid } from "../../core/errors.ts";
+import { BlockError, invalid } from "../../core/errors.ts";
 import type { OptionValues } from "../../core/options.ts";
 import { platform } from "../../core/platform/mod.ts";
 import type { Patience } from "../../core/remote/retry.ts";
@@ -36,7 +36,8 @@ export type FindSecret = (id: string) => Promise<Uint8Array | undefined>;
 /**
  * Determine the settings.
  *
- * @throws {BlockError} EINVAL if they are invalid, or a secret is missing.
+ * @throws {BlockError} EINVAL if they are invalid, or a secret is missing;
+ * ENOTSUP if the keys would have to be looked for elsewhere.
  */
 export async function settingsOf(
   options: OptionValues,
@@ -70,7 +71,7 @@ export async function settingsOf(
     credentials: await credentialsOf(options, secret, variable),
     patience: {
       retries: options.retries as number ?? 5,
-      timeout: Math.max(1, options.timeout as number ?? 30) * 1000,
+      timeout: (options.timeout as number ?? 30) * 1000,
     },
     unread,
   };
@@ -81,9 +82,16 @@ const BUCKET = /^[A-Za-z0-9][A-Za-z0-9._-]{2,254}$/;
 
 function checkedBucket(bucket: unknown): string {
   if (typeof bucket === "string" && BUCKET.test(bucket)) return bucket;
-  throw bucket === undefined || bucket === ""
-    ? invalid("The name of the bucket is missing")
-    : invalid(`'${shortened(String(bucket), 80)}' is not the name of a bucket`);
+  if (bucket === undefined || bucket === "") {
+    throw invalid("The name of the bucket is missing");
+  }
+  // Messages must not quote what may be a password.
+  if (String(bucket).includes("@")) {
+    throw invalid("A bucket is named without a user or a password");
+  }
+  throw invalid(
+    `'${shortened(String(bucket), 80)}' is not the name of a bucket`,
+  );
 }
 
 /** Check a key, which may be empty for blocks whose keys are only numbers. */
@@ -140,6 +148,31 @@ function parsedEndpoint(text: string): URL {
   return url;
 }
 
+/** Variables by which AWS's own programs find keys elsewhere. */
+const OTHER_SOURCES = [
+  "AWS_PROFILE",
+  "AWS_WEB_IDENTITY_TOKEN_FILE",
+  "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+  "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+];
+
+/** Requests would not be signed where the user expects them to be. */
+function refuseOtherSources(
+  variable: (name: string) => string | undefined,
+): void {
+  const name = OTHER_SOURCES.find((name) => variable(name) !== undefined);
+  if (name === undefined) return;
+  throw new BlockError(
+    "ENOTSUP",
+    `${name} is not supported: keys come from options, or from ` +
+      "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    {
+      hint: "'aws configure export-credentials --format env' prints them. " +
+        `For a public object, unset ${name}.`,
+    },
+  );
+}
+
 async function credentialsOf(
   options: OptionValues,
   secret: FindSecret,
@@ -160,6 +193,7 @@ async function credentialsOf(
   const accessKeyId = named ?? variable("AWS_ACCESS_KEY_ID");
   const secretAccessKey = ownSecret ?? variable("AWS_SECRET_ACCESS_KEY");
   if (accessKeyId === undefined && secretAccessKey === undefined) {
+    refuseOtherSources(variable);
     return undefined;
   }
   if (accessKeyId === undefined) {

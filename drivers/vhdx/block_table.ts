@@ -17,16 +17,20 @@ import {
   type TableExtent,
   writeEntries,
 } from "../../core/paged_table.ts";
+import { readPadded } from "../../core/requests.ts";
+import { SectorBitmaps } from "../../core/sector_bitmaps.ts";
 import { MIB } from "./headers.ts";
 import type { Log } from "./log.ts";
 import { LOG_SECTOR } from "./log_entry.ts";
 import { type Metadata, SECTOR } from "./metadata.ts";
 import { overlap, overlapText, type Regions } from "./regions.ts";
-import { SectorBitmaps } from "./sector_bitmaps.ts";
 
 const ENTRY_SIZE = 8;
 /** Sectors of a chunk: bits of a sector bitmap, a block of 1 MiB. */
 const CHUNK_SECTORS = 8 * MIB;
+
+/** Blocks whose bitmaps are kept in memory; each has at most 64 KiB. */
+const MAX_BITMAPS = 64;
 
 /** States of blocks. */
 export const STATE = {
@@ -104,13 +108,12 @@ export class VhdxTable extends BlockTable {
     this.#regions = regions;
     this.#log = log;
     this.#shape = new TableShape(metadata);
-    this.#bitmaps = new SectorBitmaps(file, metadata.blockSize);
+    this.#bitmaps = new SectorBitmaps(metadata.blockSize, MAX_BITMAPS);
   }
 
   /** Switch to another file with the same content, also for the log. */
   override useFile(file: BlockNode): void {
     super.useFile(file);
-    this.#bitmaps.useFile(file);
     this.#log.useFile(file);
     // What follows the content need not be zero.
     this.space.next = Math.max(this.space.next, roundUp(file.size, MIB));
@@ -244,7 +247,10 @@ export class VhdxTable extends BlockTable {
         `The VHDX image lacks the sector bitmap of block ${block}`,
       );
     }
-    await this.#bitmaps.load(block, offset, block % this.#shape.ratio);
+    await this.#bitmaps.load(block, async (bitmap) => {
+      const start = offset + block % this.#shape.ratio * bitmap.length;
+      await readPadded(this.file, start, [bitmap]);
+    });
   }
 
   protected write(changes: readonly ChangedUnit[]): Promise<void> {

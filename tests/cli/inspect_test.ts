@@ -95,6 +95,16 @@ Deno.test("inspect - reads a file in place, and a pipe only as far as needed", a
   assertEquals([whole.code, whole.stdout], [0, asFile.stdout]);
   const endless = await shell("cat /dev/zero | BDRV inspect -");
   assertEquals([endless.code, endless.stderr], [3, ""]);
+  const pipe = folder.file("pipe");
+  await runOk(["mkfifo", pipe]);
+  const named = await shell(
+    `cat ${file} > ${pipe} & BDRV inspect --whole ${pipe}`,
+  );
+  assertEquals(
+    named.stdout,
+    asFile.stdout.replace("image: -", `image: ${pipe}`),
+  );
+  assertEquals(named.code, 0);
 });
 
 qemuTest(

@@ -158,6 +158,26 @@ Deno.test("keys come from --object secret too, and are not shown", async () => {
   assert(!(stdout + stderr).includes(KEYS.secret));
 });
 
+Deno.test("keys in a profile are refused by name, unless others are given", async () => {
+  await using service = new Service();
+  await service.put("disk", new Uint8Array(1024));
+  const info = [...BDRV, "info", urlOf("disk")];
+  const env = { ...service.env, AWS_PROFILE: "prod" };
+  await runOk(info, { env });
+  const keys = { AWS_ACCESS_KEY_ID: "", AWS_SECRET_ACCESS_KEY: "" };
+  const { code, stderr } = await run(info, { env: { ...env, ...keys } });
+  assertEquals(code, 1);
+  assertMatch(stderr, /AWS_PROFILE is not supported/);
+  assertEquals(service.log.filter((line) => !line.includes("disk")), []);
+});
+
+Deno.test("a password before the name of a bucket is not shown", async () => {
+  const { code, stderr } = await run([...BDRV, "info", "s3://me:s3cret@b/k"]);
+  assertEquals(code, 1);
+  assertMatch(stderr, /without a user or a password/);
+  assert(!stderr.includes("s3cret"), stderr);
+});
+
 Deno.test("a missing permission is named, and granting that one is enough", async () => {
   await using service = new Service();
   await service.put("disk", new Uint8Array(1024));

@@ -48,6 +48,25 @@ Deno.test("a failed convert removes every file of its target", async () => {
   }
 });
 
+Deno.test("an extent that the system refuses is not blamed on the format", async () => {
+  await using folder = new TempDir();
+  const options = "-f vmdk -o subformat=monolithicFlat";
+  for (const name of ["bdrv", "bdrv qemu-img"]) {
+    // With warm caches, as above.
+    await bdrv(folder, `${name} create ${options} x.vmdk 1M; rm x*.vmdk`);
+    const { code, stderr } = await bdrv(
+      folder,
+      `ulimit -f 2048; ${name} create ${options} x.vmdk 64M`,
+    );
+    assertEquals(code, 1);
+    assert(
+      stderr.endsWith(": x.vmdk: Could not resize file: File too large\n"),
+      stderr,
+    );
+    assertEquals(files(folder), []);
+  }
+});
+
 Deno.test("a source is never overwritten as an extent of the new image", async () => {
   await using folder = new TempDir();
   const bytes = new Uint8Array(1 << 20).fill(7);

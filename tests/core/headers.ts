@@ -74,6 +74,17 @@ export const RAW_DISKS: readonly [what: string, ...pieces: Piece[]][] = [
   ["a Java class", [0, "\xca\xfe\xba\xbe\0\0\0\x34"]],
   ["a script", [0, "#!/bin/sh\nversion() { :; }\n"]],
   ["text", [0, "The version=1 of a text\ncreateType is not in it\n"]],
+  ["text about bzip2", [0, "BZh9 is what a file begins with"]],
+  ["lzma without content", [0, "\x5d\0\0\x80\0"]],
+  ["lzma, but too large", [0, "\x5d\0\0\x80\0\0\0\0\0\x40"]],
+  ["lzma, but a dictionary of 5 MiB", [0, "\x5d\0\0\x50\0\0\x10"]],
+  ["lzma, but rare properties", [0, "\x5e\0\0\x80\0\0\x10"]],
+  ["lzma, but impossible ones", [0, "\xe1\0\0\x80\0" + "\xff".repeat(8)]],
+  ["lzma, but going on with a one", [
+    0,
+    "\x5d\0\0\x80\0" + "\xff".repeat(8) + "\x01",
+  ]],
+  ["ones", [0, "\xff".repeat(2048)]],
   ["a magic elsewhere", [1, "KDMV"], [512, "QED\0"], [2048, "vhdxfile"]],
   ["a footer in the middle", [4096, "koly\0\0\0\x04"], [8192, "conectix"]],
 ];
@@ -81,11 +92,20 @@ export const RAW_DISKS: readonly [what: string, ...pieces: Piece[]][] = [
 /** Files that may have to be unpacked first, and the hints given for them. */
 export const WRAPPED: readonly [what: string, ...pieces: Piece[]][] = [
   ["gzip", [0, "\x1f\x8b\x08"]],
-  ["bzip2", [0, "BZh9"]],
+  ["bzip2", [0, "BZh91AY&SY"]],
+  ["bzip2", [0, "BZh1\x17rE8P\x90\0\0\0\0"]],
   ["xz", [0, "\xfd7zXZ\0"]],
   ["zstd", [0, "\x28\xb5\x2f\xfd"]],
   ["lz4", [0, "\x04\x22\x4d\x18"]],
   ["zip", [0, "PK\x03\x04"]],
+  ["zip", [0, "PK\x05\x06"]],
+  ["zip", [0, "PK\x07\x08PK\x03\x04"]],
+  ["lzip", [0, "LZIP\x01"]],
+  ["lzop", [0, "\x89LZO\0\r\n\x1a\n"]],
+  // By xz, which never states the size, and with other properties; by others.
+  ["lzma", [0, "\x5d\0\0\x80\0" + "\xff".repeat(8) + "\0\x6f"]],
+  ["lzma", [0, "\x5e\0\0\xc0\0" + "\xff".repeat(8) + "\0\x6f"]],
+  ["lzma", [0, "\x5d\0\0\0\x04\0\0\x30\0\0\0\0\0\0\x6f"]],
   ["7z", [0, "7z\xbc\xaf\x27\x1c"]],
   ["tar", [0, "disk.ovf"], [257, "ustar\x0000"]],
 ];

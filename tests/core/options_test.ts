@@ -9,6 +9,9 @@ import {
   parseOptions,
   parseSize,
 } from "../../core/options.ts";
+import { OPEN_OPTIONS as HTTP_OPTIONS } from "../../drivers/http/settings.ts";
+import { OPEN_OPTIONS as NBD_OPTIONS } from "../../drivers/nbd/options.ts";
+import { OPEN_OPTIONS as S3_OPTIONS } from "../../drivers/s3/names.ts";
 
 const TABLE: OptionTable = {
   name: { type: "string", help: "" },
@@ -50,6 +53,31 @@ Deno.test("parseSize() takes what qemu-img takes", () => {
     ["18446744073709551615", 2 ** 64 - 2048],
   ];
   for (const [text, size] of cases) assertEquals(parseSize(text), size, text);
+});
+
+Deno.test("numbers with a range are within it, however they are written", () => {
+  const tables = { HTTP_OPTIONS, NBD_OPTIONS, S3_OPTIONS };
+  const ranged = Object.entries(tables).flatMap(([table, options]) =>
+    Object.entries(options).filter(([, { range }]) => range)
+      .map(([name, spec]) => [`${table} ${name}`, spec] as const)
+  );
+  assertEquals(ranged.length, 6);
+  for (const [name, spec] of ranged) {
+    const [least, greatest] = spec.range!;
+    for (const value of [least, greatest]) {
+      assertEquals(parseOption(name, spec, value), value);
+      assertEquals(parseOption(name, spec, `${value}`), value);
+    }
+    const wrong = [least - 1, greatest + 1, 1.5, NaN, 1e300, -(2 ** 64)];
+    const texts = ["abc", "", "1e3", "-0x1", "99999999999999999999", true];
+    for (const value of [...wrong, ...wrong.map(String), ...texts]) {
+      assertThrows(
+        () => parseOption(name, spec, value),
+        BlockError,
+        `expects a number from ${least} to ${greatest}, not `,
+      );
+    }
+  }
 });
 
 Deno.test("parseOptions() gives each option its type", () => {

@@ -205,6 +205,34 @@ Deno.test("http: secrets in a URL are never shown", async () => {
   }
 });
 
+Deno.test("http: secrets in a name do not swallow the message after it", async () => {
+  await using server = serveDisk(undefined, () => {});
+  const url = `http://127.0.0.1:${server.addr.port}/x`;
+  const description = `driver=raw,file.driver=http,file.url=${url}`;
+  const cases = [
+    [[`${url}?sig=s3cret`], `'${url}?sig=***'`],
+    [
+      ["--image-opts", `${description},file.headers.x=s3cret`],
+      `'${description},file.headers.x=***'`,
+    ],
+  ] as const;
+  const named = "bdrv: Could not open NAME: ";
+  for (const [name, shown] of cases) {
+    const check = await run([...BDRV, "check", ...name]);
+    assertEquals(
+      check.stderr,
+      `bdrv: ${shown}: This image format does not support checks\n`,
+    );
+    const wrong = name.map((part) => part.replace(url, "http://127.0.0.1:9/"));
+    const { stderr } = await run([...BDRV, "info", ...wrong]);
+    const start = named.replace(
+      "NAME",
+      shown.replace(url, "http://127.0.0.1:9/"),
+    );
+    assert(stderr.startsWith(start), stderr);
+  }
+});
+
 /** A server of one small raw image at every path. */
 function serveDisk(
   tls: { cert: string; key: string } | undefined,

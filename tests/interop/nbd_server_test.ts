@@ -309,7 +309,9 @@ qemuTest("a client with another authority's certificate", async () => {
   const folder = await makeCertificates(dir);
   const stranger = await makeCertificates(elsewhere);
   // It trusts the server, which does not trust it.
-  await Deno.copyFile(`${folder}/ca-cert.pem`, `${stranger}/ca-cert.pem`);
+  const authority = await Deno.readFile(`${folder}/ca-cert.pem`);
+  const append = { append: true };
+  await Deno.writeFile(`${stranger}/ca-cert.pem`, authority, append);
   const object = (endpoint: string, from: string) => [
     "--object",
     `tls-creds-x509,id=tls0,endpoint=${endpoint},dir=${from}`,
@@ -332,6 +334,104 @@ qemuTest("a client with another authority's certificate", async () => {
     assert(errors.includes(log), errors);
   }
 }, ["qemu-img", "qemu-nbd", "openssl"]);
+
+qemuTest(
+  "a client that does not accept the server's name is logged as by qemu-nbd",
+  async () => {
+    await using dir = new TempDir();
+    const image = await makeImage(dir);
+    const folder = await makeCertificates(dir);
+    const object = (endpoint: string) => [
+      "--object",
+      `tls-creds-x509,id=tls0,endpoint=${endpoint},dir=${folder}`,
+    ];
+    const source = `driver=nbd,path=${dir.file("socket")},tls-creds=tls0,` +
+      "tls-hostname=other";
+    for (const program of [["qemu-nbd"], [...BDRV, "qemu-nbd"]]) {
+      await using server = await ServerProcess.start([
+        ...[...program, "-t", "-f", "qcow2", "-k", dir.file("socket")],
+        ...[...object("server"), "--tls-creds", "tls0", image],
+      ], dir.file("socket"));
+      const client = ["qemu-img", "info", ...object("client"), "--image-opts"];
+      const { stderr } = await run([...client, source]);
+      assert(stderr.includes("does not match the hostname other"), stderr);
+      const { errors } = await server.end();
+      const log = "Failed to read opts magic: Cannot read from TLS channel: " +
+        "Software caused connection abort";
+      assert(errors.includes(log), errors);
+    }
+  },
+  ["qemu-img", "qemu-nbd", "openssl"],
+);
+
+qemuTest(
+  "certificates that can accept nobody are refused as by qemu-nbd",
+  async () => {
+    await using dir = new TempDir();
+    await using elsewhere = new TempDir();
+    const image = await makeImage(dir);
+    const folder = await makeCertificates(dir);
+    const stranger = await makeCertificates(elsewhere);
+    const wrong: [name: string, (path: (file: string) => string) => unknown][] =
+      [
+        [
+          "garbage",
+          (path) => Deno.writeTextFile(path("server-cert.pem"), "garbage"),
+        ],
+        ["no authority", (path) => Deno.writeTextFile(path("ca-cert.pem"), "")],
+        [
+          "another authority",
+          (path) =>
+            Deno.copyFile(`${stranger}/ca-cert.pem`, path("ca-cert.pem")),
+        ],
+        [
+          "another key",
+          (path) =>
+            Deno.copyFile(`${folder}/client-key.pem`, path("server-key.pem")),
+        ],
+        [
+          "no key",
+          (path) => Deno.writeTextFile(path("server-key.pem"), "garbage"),
+        ],
+        ["an authority's", async (path) => {
+          await Deno.copyFile(`${folder}/ca-cert.pem`, path("server-cert.pem"));
+          await Deno.copyFile(`${folder}/ca-key.pem`, path("server-key.pem"));
+        }],
+        ["out of date", async (path) => {
+          const sign = [
+            "x509",
+            "-req",
+            "-in",
+            "server.csr",
+            "-CA",
+            "ca-cert.pem",
+          ];
+          await runOk([
+            ...["openssl", ...sign, "-CAkey", "ca-key.pem", "-CAcreateserial"],
+            ...["-days", "-1", "-out", path("server-cert.pem")],
+          ], { cwd: folder });
+        }],
+      ];
+    for (const [name, spoil] of wrong) {
+      const path = (file: string) => `${dir.file("wrong")}/${file}`;
+      await Deno.mkdir(dir.file("wrong"));
+      for (const file of ["ca-cert.pem", "server-cert.pem", "server-key.pem"]) {
+        await Deno.copyFile(`${folder}/${file}`, path(file));
+      }
+      await spoil(path);
+      const args = [
+        ...["--object", `tls-creds-x509,id=t,endpoint=server,dir=${path(".")}`],
+        ...["--tls-creds", "t", "-f", "qcow2", "-k", dir.file("socket"), image],
+      ];
+      const theirs = await run(["qemu-nbd", ...args]);
+      const ours = await run([...BDRV, "qemu-nbd", ...args]);
+      assertEquals(ours.stderr, theirs.stderr, name);
+      assertEquals([ours.code, theirs.code], [1, 1], name);
+      await Deno.remove(dir.file("wrong"), { recursive: true });
+    }
+  },
+  ["qemu-nbd", "openssl"],
+);
 
 qemuTest("--tls-authz admits those whom an object names", async () => {
   await using dir = new TempDir();

@@ -262,12 +262,24 @@ qemuTest(
       ovf(two.replace(" ovf", " ovf:chunkSize='9' ovf"), disk("d", "f2")),
     );
     await write("delta.ovf", ovf(two, disk("d", "f2", 'ovf:parentRef="p"')));
+    await write(
+      "packed.ovf",
+      ovf(two.replace(" ovf", " ovf:compression='gzip' ovf"), disk("d", "f2")),
+    );
+    await write(
+      "twice.ovf",
+      ovf(
+        one.replace(" ovf", " ovf:compression='identity' ovf"),
+        disk("d1", "f1") + disk("d2", "f1"),
+      ),
+    );
+    await write("diskless.ovf", ovf(one + two, empty));
     await write("bad.ovf", "nothing");
     await sh(
       dir,
       `qemu-img convert -f raw -O vmdk -o subformat=streamOptimized disk.raw "the disk & more"
       qemu-img convert -f raw -O vmdk -o subformat=streamOptimized other.raw other.vmdk
-      for one in one two gone none part delta bad; do
+      for one in one two gone none part delta packed twice diskless bad; do
         tar --format=ustar -cf $one.ova $one.ovf "the disk & more" other.vmdk
       done`,
     );
@@ -285,11 +297,23 @@ qemuTest(
         ["none", "no file 'f3'"],
         ["part", "split"],
         ["delta", "differs"],
+        ["packed", "compressed as a whole (gzip)"],
+        ["diskless", "no disk with a file"],
         ["bad", "envelope"],
       ]
     ) {
       assertStringIncludes(await refusal(dir, "info", `${name}.ova`), why);
     }
+    // It holds no more of the disk when it is chosen by its name.
+    const delta = "driver=tar,member=other.vmdk,file.filename=delta.ova";
+    assertStringIncludes(
+      await refusal(dir, "info", "--image-opts", delta),
+      "differs",
+    );
+    // Two disks may begin with the same content.
+    await converts(dir, ["twice.ova"]);
+    const second = "driver=ova,member=d2,file.filename=twice.ova";
+    await converts(dir, ["--image-opts", second]);
   },
   ["qemu-img", "tar"],
 );
@@ -304,7 +328,10 @@ qemuTest(
       `gzip -k disk.raw; head -c 2000000 disk.raw | gzip > two.gz
       tail -c +2000001 disk.raw | gzip >> two.gz
       (cat disk.raw.gz; head -c 1000 /dev/zero) > zeroes.gz
+      (head -c 99 disk.raw | gzip; head -c 600000 /dev/zero
+        tail -c +100 disk.raw | gzip; head -c 9 /dev/zero) > tape.gz
       bgzip -c disk.raw > bgzf.gz
+      (cat bgzf.gz; head -c 1000 /dev/zero) > bgzf-zeroes.gz
       xz -k disk.raw; xz -c --block-size=300KiB -C none disk.raw > blocks.xz
       (head -c 3000000 disk.raw | xz -C crc32; head -c 400 /dev/zero
         tail -c +3000001 disk.raw | xz --block-size=1MiB -C sha256
@@ -327,6 +354,7 @@ z.close()"`,
     );
     const streamed = ["disk.raw.gz", "two.gz", "zeroes.gz", "disk.raw.zst"]
       .concat(
+        "tape.gz",
         "two.zst",
         "skipped.zst",
         "skipped-long.zst",
@@ -335,6 +363,29 @@ z.close()"`,
       );
     await convertsToQcow2(dir, ["disk.raw.gz"]);
     for (const name of streamed) await converts(dir, [name]);
+    await sh(
+      dir,
+      `(cat disk.raw.gz; echo more) > more.gz
+      (cat bgzf.gz; head -c 700000 /dev/zero; echo more) > bgzf-more.gz
+      (head -c 9999 disk.raw | gzip; echo more
+        tail -c +10000 disk.raw | gzip) > hole.gz
+      (cat disk.raw.gz; printf '\\037\\213') > begun.gz`,
+    );
+    for (const name of ["more.gz", "bgzf-more.gz"]) {
+      const converted = await run([...BDRV, "convert", name, "more.raw"], {
+        cwd: dir.path,
+      });
+      assertEquals(converted.code, 0);
+      assertStringIncludes(
+        converted.stderr,
+        `warning: '${name}': What follows the end of the gzip data is ignored`,
+      );
+      await sh(dir, "cmp more.raw disk.raw");
+    }
+    for (const [name, why] of [["hole", "damaged"], ["begun", "cut off"]]) {
+      const refused = await refusal(dir, "convert", `${name}.gz`, "o.raw");
+      assertStringIncludes(refused, why);
+    }
     for (
       const args of [
         ["map", "disk.raw.gz"],
@@ -346,7 +397,13 @@ z.close()"`,
       assertStringIncludes(message, "from its beginning to its end");
       assertStringIncludes(message, "'bdrv convert' can");
     }
-    const entered = ["bgzf.gz", "disk.raw.xz", "blocks.xz", "streams.xz"]
+    const entered = [
+      "bgzf.gz",
+      "bgzf-zeroes.gz",
+      "disk.raw.xz",
+      "blocks.xz",
+      "streams.xz",
+    ]
       .concat("stored.zip", "python.zip");
     for (const name of entered) {
       const compared = [...BDRV, "compare", name, "disk.raw"];
@@ -373,6 +430,61 @@ z.close()"`,
     await converts(dir, ["--image-opts", `${stacked}disk.raw.gz`]);
   },
   ["qemu-img", "gzip", "bgzip", "xz", "zstd", "zip", "python3"],
+);
+
+qemuTest(
+  "what cannot be unpacked is refused, unless it is said to be raw",
+  async () => {
+    await using dir = new TempDir();
+    writeDisk(dir.file("disk.raw"));
+    await sh(
+      dir,
+      `bzip2 -k disk.raw; xz -c --format=lzma disk.raw > disk.lzma
+      printf '' | bzip2 > empty.bz2
+      python3 -c "
+import lzma, zipfile
+zipfile.ZipFile('empty.zip', 'w').close()"
+      zip -q -s 64k -0 split.zip disk.raw`,
+    );
+    const packed = [
+      ["disk.raw.bz2", "compressed with bzip2", "(bunzip2 -k)"],
+      ["empty.bz2", "compressed with bzip2", "(bunzip2 -k)"],
+      ["disk.lzma", "compressed with lzma", "(unlzma -k)"],
+    ];
+    for (const [name, what, how] of packed) {
+      for (
+        const args of [
+          ["info", name],
+          ["convert", name, "o.raw"],
+          ["compare", name, "disk.raw"],
+          ["resize", name, "+1M"],
+        ]
+      ) {
+        const message = await refusal(dir, ...args);
+        assertStringIncludes(message, name);
+        assertStringIncludes(message, `is ${what}`);
+        assertStringIncludes(message, how);
+      }
+      assert(!(await exists(dir.file("o.raw"))), name);
+      const piped = `! cat ${name} | ${BDRV.join(" ")} convert - o.raw 2>&1`;
+      assertStringIncludes(await sh(dir, piped), what);
+      assert(!(await exists(dir.file("o.raw"))), name);
+      const theirs = await run([...OUR_TOOLS.img, "info", name], {
+        cwd: dir.path,
+      });
+      assertEquals(theirs.code, 0);
+      assertStringIncludes(theirs.stderr, what);
+      await sh(dir, `${BDRV.join(" ")} convert -f raw ${name} same.raw`);
+      await sh(dir, `head -c $(stat -c %s ${name}) same.raw | cmp - ${name}`);
+    }
+    assertStringIncludes(await refusal(dir, "info", "empty.zip"), "no file");
+    assertStringIncludes(
+      await refusal(dir, "info", "-f", "zip", "split.zip"),
+      "split",
+    );
+    assertStringIncludes(await refusal(dir, "info", "split.z01"), "zip");
+  },
+  ["qemu-img", "bzip2", "xz", "zip", "python3"],
 );
 
 qemuTest(

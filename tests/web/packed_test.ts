@@ -16,7 +16,7 @@ qemuTest("the page opens what is packed, or says what it is", async () => {
   await sh("tar", "cf", "both.tar", "disk.qcow2", "copy.qcow2");
   await sh("gzip", "--keep", "disk.qcow2");
   await sh("xz", "--keep", "disk.qcow2");
-  await Deno.writeTextFile(folder.file("disk.bz2"), "BZh91AY".padEnd(1024));
+  await Deno.writeTextFile(folder.file("disk.bz2"), "BZh91AY&SY".padEnd(1024));
   await using web = await WebPage.open(cwd);
   const { page } = web;
   const open = async (name: string) => {

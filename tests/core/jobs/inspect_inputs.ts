@@ -417,6 +417,7 @@ async function* otherInputs(): AsyncGenerator<Input> {
     bytes: patched(nothing, [nothing.length - 512, "koly"]),
     dangers: [],
   };
+  yield* readOnlyInputs(nothing);
   yield {
     name: "gzip",
     bytes: patched(nothing, [0, [0x1f, 0x8b, 8]]),
@@ -428,6 +429,105 @@ async function* otherInputs(): AsyncGenerator<Input> {
     bytes: patched(nothing, [257, "ustar"]),
     dangers: [],
     warnings: ["wrapped"],
+  };
+}
+
+/** Formats that are only read; a disk that is far too large is a bomb. */
+function* readOnlyInputs(nothing: Bytes): Generator<Input> {
+  const end = nothing.length - 512;
+  const koly = [end, "koly"] as [number, string];
+  yield {
+    name: "dmg of 1 MiB",
+    bytes: patched(nothing, koly, [end + 492 + 6, [8]]),
+    dangers: [],
+  };
+  yield {
+    name: "dmg of 4 TiB, cut",
+    bytes: patched(nothing, koly, [end + 492 + 3, [2]], [end + 224 + 4, [1]]),
+    dangers: [],
+    warnings: ["size-bomb", "truncated"],
+  };
+  yield {
+    name: "dmg in parts",
+    bytes: patched(nothing, koly, [end + 63, [2]]),
+    dangers: ["extents"],
+    isOurs: true,
+  };
+  yield {
+    name: "dmg, encrypted",
+    bytes: patched(nothing, [0, "encrcdsa"]),
+    dangers: [],
+  };
+  const script =
+    "#!/bin/sh\n#V2.0 Format\nmodprobe cloop file=$0 && mount -r " +
+    "-t iso9660 /dev/cloop $1\n";
+  const cloop = (blockSize: number[], blocks: number[]) =>
+    patched(nothing, [0, script], [128, blockSize], [132, blocks]);
+  yield {
+    name: "cloop",
+    bytes: cloop([0, 1, 0, 0], [0, 0, 0, 16]),
+    dangers: [],
+  };
+  yield {
+    name: "cloop of 7 TiB, cut",
+    bytes: cloop([0, 16, 0, 0], [0, 0x70, 0, 0]),
+    dangers: [],
+    warnings: ["size-bomb", "truncated"],
+  };
+  yield {
+    name: "cloop with a table of 2 GiB",
+    bytes: cloop([0, 0, 2, 0], [16, 0, 0, 0]),
+    dangers: ["excessive-table"],
+    isOurs: true,
+  };
+  yield {
+    name: "cloop with odd blocks",
+    bytes: cloop([0, 0, 2, 1], [0, 0, 0, 1]),
+    dangers: [],
+    warnings: ["damaged"],
+  };
+  const bochs = patched(
+    nothing,
+    [0, "Bochs Virtual HD Image\0"],
+    [32, "Redolog\0"],
+    [48, "Growing\0"],
+    [66, [2]],
+    [69, [2]],
+    [72, [16]],
+    [90, [16]],
+  );
+  yield { name: "bochs", bytes: bochs, dangers: [] };
+  yield {
+    name: "bochs of 1 TiB, cut",
+    bytes: patched(bochs, [72, [0, 0, 8]], [90, [0, 0, 0, 1]]),
+    dangers: [],
+    warnings: ["size-bomb", "truncated"],
+  };
+  yield {
+    name: "bochs with a large catalog",
+    bytes: patched(bochs, [75, [1]]),
+    dangers: ["excessive-table"],
+    isOurs: true,
+  };
+  yield {
+    name: "bochs, undoable",
+    bytes: patched(bochs, [48, "Undoable\0"]),
+    dangers: [],
+    warnings: ["version"],
+  };
+  const asif = patched(nothing, [0, "shdw"], [7, [1]], [54, [8]], [68, [2]]);
+  yield { name: "asif", bytes: asif, dangers: [] };
+  yield {
+    name: "asif of 4 TiB",
+    bytes: patched(asif, [51, [2]]),
+    dangers: [],
+    warnings: ["size-bomb"],
+  };
+  yield {
+    name: "asif version 2",
+    bytes: patched(asif, [7, [2]]),
+    dangers: [],
+    warnings: ["version"],
   };
 }
 

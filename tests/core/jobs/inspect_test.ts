@@ -111,6 +111,11 @@ Deno.test("inspect() recognizes formats, sizes, tables and file systems", async 
     "iso CD001": { format: "raw", fileSystem: "iso9660", matches: ["iso"] },
     "iso NSR02": { fileSystem: "udf" },
     "dmg": { format: "dmg" },
+    "dmg of 1 MiB": { format: "dmg", virtualSize: 1024 ** 2 },
+    "dmg, encrypted": { format: "dmg", encrypted: true },
+    "cloop": { format: "cloop", virtualSize: 1024 ** 2 },
+    "bochs": { format: "bochs", virtualSize: 1024 ** 2 },
+    "asif": { format: "asif", virtualSize: 1024 ** 2 },
     "empty": { format: "raw", fileSize: 0, virtualSize: 0 },
   };
   const seen = new Set<string>();

@@ -1,5 +1,6 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import { parseNbdFilename } from "../../../drivers/nbd/names.ts";
+import { takePlace } from "../../../drivers/nbd/address.ts";
 import { BlockError } from "../../../mod.ts";
 
 Deno.test("parseNbdFilename() takes what follows the first slash for the export's name", () => {
@@ -24,5 +25,18 @@ Deno.test("parseNbdFilename() refuses ports that do not exist; port 0 is the def
       host: "h",
       port: found,
     });
+  }
+});
+
+Deno.test("takePlace() refuses addresses that say too much, in QEMU's order", () => {
+  const cases: [options: { [name: string]: unknown }, message: string][] = [
+    [{ port: "1" }, "NBD server address missing"],
+    [{ path: "/s", port: "1" }, "port may not be used without host"],
+    [{ path: "/s", host: "h" }, "path and host may not be used"],
+    [{ path: "/s", host: "h", "server.type": "unix" }, "Cannot use 'server'"],
+    [{ port: "1", "server.type": "unix" }, "Cannot use 'server' and path"],
+  ];
+  for (const [options, message] of cases) {
+    assertThrows(() => takePlace(options), BlockError, message);
   }
 });

@@ -125,7 +125,7 @@ Deno.test("options that contradict the disk, or make no sense, are refused", asy
     [{ size: "2M" }, "was created with"],
     [{ key: "x", size: "1M", "object-size": 1000 }, "multiple of 512"],
     [{ key: "x", size: "1M", "object-size": "64M" }, "multiple of 512"],
-    [{ lease: 100000 }, "at most 3600"],
+    [{ lease: 100000 }, "a number from 0 to 3600"],
     [{ layout: "other" }, "does not accept value 'other'"],
     [{ nonsense: 1 }, "nonsense"],
   ];

@@ -93,6 +93,32 @@ Deno.test("names of other kinds are refused", async () => {
   await assertRejects(() => openImage(stackOf(bytes)), BlockError);
 });
 
+Deno.test("what looks like a URL in an extent line is a path, whatever the gate permits", async () => {
+  await using folder = new TempDir();
+  let requests = 0;
+  const listen = { hostname: "127.0.0.1", port: 0, onListen() {} };
+  await using server = Deno.serve(listen, () => {
+    requests++;
+    return new Response(null, { status: 404 });
+  });
+  const names = [
+    `http://127.0.0.1:${server.addr.port}/x`,
+    `nbd://127.0.0.1:${server.addr.port}/x`,
+    `file:${folder.file("images/own")}`,
+    "null-co://",
+  ];
+  for (const name of names) {
+    const path = await describing(folder, name);
+    const open = () => openImage(path, { gate: "allow", readOnly: true });
+    await assertRejects(open, BlockError, "No such file or directory");
+  }
+  assertEquals(requests, 0);
+  const path = await describing(folder, "own:1");
+  await Deno.writeFile(folder.file("images/own:1"), new Uint8Array(4096));
+  await using image = await openImage(path, { readOnly: true });
+  assertEquals(image.size, 4096);
+});
+
 Deno.test("an image may be its own extent, raw, but not a sparse one", async () => {
   await using folder = new TempDir();
   const path = await describing(folder, "disk.vmdk");
