@@ -140,13 +140,13 @@ async function measure(
   source?: BlockNode,
   context?: MeasureContext,
 ): Promise<Measurement> {
-  const id = options["key-secret"] as string | undefined;
-  await findPassphrase(namedSecrets(context), id, "key-secret");
-  const own = withoutPrefix("", LUKS_CREATE_OPTIONS, options);
   // As in QEMU, only disks are measured.
   if (options["detached-header"] !== undefined) {
     throw invalid("Parameter 'detached-header' is unexpected");
   }
+  const id = options["key-secret"] as string | undefined;
+  await findPassphrase(namedSecrets(context), id, "key-secret");
+  const own = withoutPrefix("", LUKS_CREATE_OPTIONS, options);
   const size = source?.size ?? options.size as number ?? 0;
   const required = headerAreaLength(algorithmsOf(own)) + size;
   return { required, fullyAllocated: required };
