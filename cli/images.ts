@@ -10,7 +10,13 @@ import { openNode } from "../core/open.ts";
 import type { CacheMode, OpenOptions } from "../core/open_options.ts";
 import type { OptionValues } from "../core/options.ts";
 import { findDriver } from "../core/registry.ts";
-import { parseStack, type Source, type StackObject } from "../core/spec.ts";
+import { toStack } from "../core/sources.ts";
+import {
+  NO_BACKING,
+  parseStack,
+  type Source,
+  type StackObject,
+} from "../core/spec.ts";
 import type { OpenPurpose } from "../core/traits.ts";
 import { isPlainObject } from "../core/values.ts";
 // Registers the drivers.
@@ -53,26 +59,97 @@ export interface ImageArgument {
  * @throws {BlockError} EINVAL if this stands in for a program of QEMU's, to
  * which a name in place of a child is that of a node, and there are none.
  */
-export function parseImageOpts(program: Program, text: string): StackObject {
+export function parseImageOpts(
+  program: Program,
+  text: string,
+  backing = true,
+): StackObject {
   const stack = parseStack(text, (message) => program.warn(message));
-  if (program.isOurs) return stack;
-  refuseNodeNames(stack);
-  const { driver, file, filename } = stack;
-  if (filename === undefined || file !== undefined) return stack;
-  if (driver === undefined) throw invalid("Must specify either driver or file");
-  if (findDriver(driver)?.role === "format") {
-    throw invalid('A block device must be specified for "file"');
-  }
+  if (!program.isOurs) checkStack(program, stack, backing);
   return stack;
 }
 
-function refuseNodeNames(stack: StackObject): void {
-  for (const [option, value] of Object.entries(stack)) {
-    if (isPlainObject(value)) refuseNodeNames(value);
-    else if (option === "file" || option === "image") {
-      throw invalid(`Cannot find device='${value}' nor node-name='${value}'`);
-    }
+/**
+ * What a file name stands for, if it is the description of a stack and given to
+ * a program of QEMU's: names of nodes are refused as in `--image-opts`, and a
+ * format in an option of its own replaces the driver.
+ */
+export function namedSource<T>(
+  program: Program,
+  name: string,
+  source: T,
+  { format, backing }: Pick<ImageArgument, "format" | "backing"> = {},
+): T | StackObject {
+  if (program.isOurs || !name.startsWith("json:")) return source;
+  const stack = toStack(name);
+  if (format !== undefined) stack.driver = format;
+  checkStack(program, stack, backing);
+  return stack;
+}
+
+/**
+ * Check a stack as QEMU's programs do, before any file is opened.
+ *
+ * @param backing Whether its backing files will be opened.
+ * @throws {BlockError} EINVAL if it has the name of a node as a child.
+ */
+export function checkStack(
+  program: Program,
+  stack: StackObject,
+  backing = true,
+): void {
+  const { driver, file, filename } = stack;
+  const traits = typeof driver === "string" ? findDriver(driver) : undefined;
+  // Opening it says that the driver is unknown.
+  if (driver !== undefined && !traits) return;
+  const isFormat = !traits || traits.role === "format";
+  if (isFormat && filename !== undefined && file === undefined) {
+    throw invalid(
+      traits
+        ? 'A block device must be specified for "file"'
+        : "Must specify either driver or file",
+    );
   }
+  checkChildren(program, stack, backing);
+}
+
+/** Options whose values are children. */
+const CHILDREN = ["file", "image", "test", "header"];
+
+/** Check the children; an empty name of a backing file stands for none. */
+function checkChildren(
+  program: Program,
+  stack: StackObject,
+  backing: boolean,
+): void {
+  const check = (child: unknown, where = "") => {
+    if (isPlainObject(child)) checkChildren(program, child, backing);
+    else if (typeof child === "string") throw noSuchNode(child, where);
+  };
+  for (const [option, value] of Object.entries(stack)) {
+    if (option === "backing" && value === "") {
+      program.warn(NO_BACKING);
+      stack.backing = null;
+    } else if (option === "backing" && !backing && typeof value === "string") {
+      throw invalid(
+        `Block format '${stack.driver}' does not support the option 'backing'`,
+      );
+    } else if (option === "backing") {
+      check(value, "Could not open backing file: ");
+    } else if (option === "children" && Array.isArray(value)) {
+      value.forEach((child) => check(child));
+    } else if (CHILDREN.includes(option)) {
+      check(value);
+      if (["number", "boolean"].includes(typeof value)) {
+        throw invalid(`A block device must be specified for "${option}"`);
+      }
+    } else if (isPlainObject(value)) check(value);
+  }
+}
+
+function noSuchNode(name: string, where: string): BlockError {
+  const message = `Cannot find device='${name}' nor node-name='${name}'`;
+  return invalid(where + message);
 }
 
 /**
@@ -98,8 +175,8 @@ export async function openImageArgument(
     const source = options
       ? { ...options, driver: format, file: text }
       : imageOpts
-      ? parseImageOpts(program, text)
-      : text;
+      ? parseImageOpts(program, text, backing)
+      : namedSource(program, text, text, argument);
     if (forceShare) checkSharing(source);
     const node = await openNode(source, {
       ...(format !== undefined && { format }),

@@ -273,6 +273,10 @@ function isObject(value: unknown): value is OptionValues {
   return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
+/** The warning about an empty name of a backing file. */
+export const NO_BACKING =
+  'Use of "backing": "" is deprecated; use "backing": null instead';
+
 /**
  * The stack that `driver=qcow2,file.filename=a.qcow2` stands for; this is what
  * `--image-opts` takes. `warn` receives warnings about deprecated spellings.
@@ -301,9 +305,7 @@ export function parseStack(
   for (const [name, value] of parseKeyValueList(text, "file", warn)) {
     const isNone = /^(.*\.)?backing$/.test(name) && value === "";
     flat[name] = isNone ? null : value;
-    if (isNone) {
-      warn?.('Use of "backing": "" is deprecated; use "backing": null instead');
-    }
+    if (isNone) warn?.(NO_BACKING);
   }
   return nestOptions(flat);
 }

@@ -26,7 +26,11 @@ import type {
   WriteFlags,
   ZeroFlags,
 } from "../core/node.ts";
-import { type OptionTable, parseOptions } from "../core/options.ts";
+import {
+  type OptionTable,
+  type OptionValues,
+  parseOptions,
+} from "../core/options.ts";
 import { ACCESS } from "../core/permissions.ts";
 import type { ProbeGuard } from "../core/probe_guard.ts";
 import { readPadded, writeZeroes } from "../core/requests.ts";
@@ -70,6 +74,12 @@ export const rawDriver: BlockDriver = {
   async open(options, context) {
     const { offset = 0, size } = parseOptions(OPEN_OPTIONS, options, ["file"]);
     const file = await context.openChild("file");
+    checkWindow(
+      sectorsOf(file),
+      offset as number,
+      size as number | undefined,
+      options,
+    );
     const isGuarded = context.probed && !context.readOnly;
     // A user who opens an overlay to commit it has not chosen the format below.
     if (isGuarded && !context.isNamed) {
@@ -136,7 +146,6 @@ class RawNode implements BlockNode {
 
   constructor(file: BlockNode, options: RawOptions) {
     const { offset, fixedSize } = options;
-    checkWindow(sectorsOf(file), offset, fixedSize);
     this.readOnly = options.readOnly;
     this.#file = file;
     this.#offset = offset;
@@ -357,15 +366,22 @@ function sectorsOf(file: BlockNode): number {
   return roundUp(file.size, SECTOR_SIZE);
 }
 
+/** Refuse a window beyond the file; `given` is how the user wrote it. */
 function checkWindow(
   fileSize: number,
   offset: number,
   size: number | undefined,
+  given: OptionValues = {},
 ): void {
+  // Text has all the digits of a number that is too large to be exact.
+  const text = (name: string, value: number) =>
+    /^\d+$/.test(String(given[name])) ? given[name] : value;
   if (offset > fileSize) {
     throw new BlockError(
       "EINVAL",
-      `Offset (${offset}) cannot be greater than size of the containing ` +
+      `Offset (${
+        text("offset", offset)
+      }) cannot be greater than size of the containing ` +
         `file (${fileSize})`,
     );
   }
@@ -373,8 +389,9 @@ function checkWindow(
   if (fileSize - offset < size) {
     throw new BlockError(
       "EINVAL",
-      `The sum of offset (${offset}) and size (${size}) has to be smaller ` +
-        `or equal to the  actual size of the containing file (${fileSize})`,
+      `The sum of offset (${text("offset", offset)}) and size ` +
+        `(${text("size", size)}) has to be smaller or equal to the  actual ` +
+        `size of the containing file (${fileSize})`,
     );
   }
   if (size % SECTOR_SIZE !== 0) {

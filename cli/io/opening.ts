@@ -14,7 +14,7 @@ import { findDriver } from "../../core/registry.ts";
 import { applyFormat, toStack } from "../../core/sources.ts";
 import type { Source } from "../../core/spec.ts";
 import { MemoryStore } from "../../core/memory_store.ts";
-import { reporting } from "../images.ts";
+import { checkStack, reporting } from "../images.ts";
 import { notAmong, type Program } from "../program.ts";
 import type { AioMode } from "../../core/traits.ts";
 
@@ -74,7 +74,9 @@ export async function openNode(
       "Can't use copy-on-read on read-only device",
     );
   }
-  const source = sourceOf(opening);
+  const source = program.isOurs
+    ? sourceOf(opening)
+    : checkedSource(program, opening);
   let node: BlockNode;
   if (copyOnRead && !snapshot) {
     node = await open({ driver: "copy-on-read", file: source }, options);
@@ -84,6 +86,16 @@ export async function openNode(
   if (snapshot) node = await temporaryOverlay(node, readOnly);
   listenToDebuggers(program, node);
   return node;
+}
+
+/** The source, without names of nodes, which QEMU's program would look for. */
+function checkedSource(program: Program, opening: Opening): Source {
+  const { filename = "json:" } = opening;
+  const source = sourceOf(opening);
+  if (!filename.startsWith("json:")) return source;
+  const stack = toStack(source);
+  checkStack(program, stack);
+  return stack;
 }
 
 function sourceOf({ filename, options }: Opening): Source {

@@ -12,7 +12,7 @@ import type { OpenOptions } from "../../core/open_options.ts";
 import { process } from "../../core/platform/this_process.ts";
 import { applyFormat, toStack } from "../../core/sources.ts";
 import type { NbdBitmap } from "../../mod.ts";
-import { parseImageOpts, reporting } from "../images.ts";
+import { namedSource, parseImageOpts, reporting } from "../images.ts";
 import { CommandError, type Program } from "../program.ts";
 import { showSnapshot } from "../snapshots.ts";
 import type { NbdRequest } from "./options.ts";
@@ -75,7 +75,9 @@ async function openFile(
   options: OpenOptions,
 ): Promise<BlockNode> {
   try {
-    let stack = imageOpts ? parseImageOpts(program, file) : toStack(file);
+    let stack = imageOpts
+      ? parseImageOpts(program, file)
+      : namedSource(program, file, toStack(file), { format });
     if (format !== undefined) stack = applyFormat(stack, format);
     return await openNode({
       discard: discard ? "unmap" : "ignore",

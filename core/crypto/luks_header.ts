@@ -209,8 +209,9 @@ function checkSlots(view: DataView, keyBytes: number, end: number): void {
   for (let i = 0; i < SLOTS; i++) {
     const stripes = field(i, 44);
     if (stripes !== STRIPES) {
+      // QEMU shows it with a sign.
       throw invalid(
-        `Keyslot ${i} is corrupted (stripes ${stripes} != ${STRIPES})`,
+        `Keyslot ${i} is corrupted (stripes ${stripes | 0} != ${STRIPES})`,
       );
     }
     const state = field(i, 0);

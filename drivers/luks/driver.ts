@@ -34,7 +34,7 @@ import type {
   OpenContext,
 } from "../../core/driver.ts";
 import { Encryption, LOCKED } from "../../core/encryption.ts";
-import { asBlockError, BlockError } from "../../core/errors.ts";
+import { asBlockError, BlockError, invalid } from "../../core/errors.ts";
 import type {
   AmendOptions,
   BlockNode,
@@ -140,6 +140,10 @@ async function measure(
   source?: BlockNode,
   context?: MeasureContext,
 ): Promise<Measurement> {
+  // As in QEMU, only disks are measured.
+  if (options["detached-header"] !== undefined) {
+    throw invalid("Parameter 'detached-header' is unexpected");
+  }
   const id = options["key-secret"] as string | undefined;
   await findPassphrase(namedSecrets(context), id, "key-secret");
   const own = withoutPrefix("", LUKS_CREATE_OPTIONS, options);

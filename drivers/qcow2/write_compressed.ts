@@ -48,11 +48,11 @@ export async function writeCompressedGuest(
   const { geometry, header } = state;
   const { clusterSize } = geometry;
   const { level, onlyEmpty = false } = options;
+  // In a data file, a cluster's offset is that on the disk.
+  if (state.hasDataFile) throw new BlockError("ENOTSUP");
   const length = vectorLength(iov);
   const whole = geometry.isAligned(length) || offset + length === header.size;
   if (!geometry.isAligned(offset) || !whole) throw new BlockError("EINVAL");
-  // In a data file, a cluster's offset is that on the disk.
-  if (state.hasDataFile) throw new BlockError("ENOTSUP");
   if (state.encryption) {
     // The format does not encrypt compressed clusters.
     throw new BlockError(

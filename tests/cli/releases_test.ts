@@ -59,6 +59,7 @@ const CALLS = [
   "check over.qcow2",
   "measure -O qcow2 plain.qcow2",
   "measure --size 1G",
+  "measure -O luks -o key-secret=a,detached-header=on --size 1G",
   "snapshot -l snapshots.qcow2",
   "snapshot -l old-snapshots.qcow2",
   "snapshot snapshots.qcow2",
@@ -99,6 +100,27 @@ const CALLS = [
   "create -f qcow2 -o cluster_size=-1 made 1M",
   "create -f qcow2 -o size=-1k made",
   "create -f qcow2 -o size=-1 made",
+  // In descriptions, a name in place of a child is that of a node.
+  ...[
+    '{"driver":"qcow2","file":"plain.qcow2"}',
+    '{"file":"plain.qcow2"}',
+    '{"filename":"plain.qcow2"}',
+    '{"driver":"qcow2","filename":"plain.qcow2"}',
+    '{"driver":"qcow2","file":5}',
+    '{"driver":"qcow2","file":{"driver":"raw","file":"plain.qcow2"}}',
+    '{"driver":"qcow2","file.filename":"over.qcow2","backing":"plain.qcow2"}',
+    '{"driver":"qcow2","file.filename":"over.qcow2","backing":""}',
+    '{"driver":"quorum","vote-threshold":1,"children":["plain.qcow2"]}',
+    '{"driver":"raw","file.filename":"plain.raw","offset":9223372036854775807}',
+    '{"driver":"raw","file.filename":"plain.raw","size":9007199254740993}',
+  ].flatMap((json) => [
+    `info json:${json}`,
+    `map json:${json}`,
+    `compare json:${json} plain.qcow2`,
+  ]),
+  'info -f raw json:{"driver":"qcow2","file.filename":"plain.qcow2"}',
+  'map -f qcow2 json:{"driver":"raw","file.filename":"plain.qcow2"}',
+  "map --image-opts driver=qcow2,file.filename=over.qcow2,backing=plain.qcow2",
   // Writing to what an option makes read-only.
   ...["plain", "snapshots", "luks"].flatMap((name) => {
     const image = `--image-opts driver=qcow2,read-only=on,` +

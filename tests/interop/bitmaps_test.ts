@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import type { DirtyExtent } from "../../core/node.ts";
 import { openImage } from "../../mod.ts";
 import { BDRV, qemuTest, run, runOk, TempDir } from "../qemu.ts";
@@ -270,3 +270,41 @@ qemuTest(
   },
   NEEDED,
 );
+
+qemuTest("lost bitmaps are reported with QEMU's reason", async () => {
+  const damage: { readonly [reason: string]: (image: DataView) => void } = {
+    // A table of the image is taken for free space.
+    "Qcow2 overlap check failed": (image) =>
+      image.setUint16(blockOf(image) + 2 * 3, 0),
+    "Failed to allocate clusters for bitmap 'b'": (image) =>
+      image.setBigUint64(tableOf(image), BigInt(blockOf(image)) + 512n),
+  };
+  for (const [reason, change] of Object.entries(damage)) {
+    const said: string[] = [];
+    for (const tool of [[], BDRV]) {
+      await using dir = new TempDir();
+      const cwd = dir.path;
+      await runOk(["qemu-img", "create", "-q", "-f", "qcow2", "a", "1M"], {
+        cwd,
+      });
+      const bytes = Deno.readFileSync(dir.file("a"));
+      change(new DataView(bytes.buffer));
+      Deno.writeFileSync(dir.file("a"), bytes);
+      const add = [...tool, "qemu-img", "bitmap", "--add", "a", "b"];
+      const { stderr } = await run(add, { cwd });
+      said.push(stderr.replace(/(?<=of node )'.*?'/, "'node'"));
+      assertStringIncludes(stderr, `: ${reason}: Input/output error\n`);
+    }
+    assertEquals(said[1], said[0]);
+  }
+});
+
+/** Offset of the refcount table. */
+function tableOf(image: DataView): number {
+  return Number(image.getBigUint64(48));
+}
+
+/** Offset of the first refcount block. */
+function blockOf(image: DataView): number {
+  return Number(image.getBigUint64(tableOf(image)));
+}

@@ -31,6 +31,7 @@ const CASES: { readonly [what: string]: readonly string[] } = {
     "img bitmap --add -g 512 top fine",
     "io write~-z~-u~64k~64k top",
     "io write~-c~0~64k top",
+    "io write~-c~64k~16k top",
     "img snapshot -c one top",
     "img amend -o compat=0.10 top",
     "img resize --shrink top 1M",

@@ -14,6 +14,7 @@ import { isZero } from "../../../core/runtime.ts";
 import { Autoclear, ENTRY_SIZE } from "../format.ts";
 import type { Geometry } from "../geometry.ts";
 import { hasBitmaps, type Header } from "../header.ts";
+import { shortened } from "../../../core/values.ts";
 import type { OverlapGuard } from "../overlap.ts";
 import type { Refcounts } from "../refcounts.ts";
 import type { DirtyBitmap } from "./bitmap.ts";
@@ -98,6 +99,15 @@ export async function storeBitmaps(
   await storing.release();
 }
 
+/** Do something; if that fails, say what it was. */
+async function during<T>(what: string, act: () => T | Promise<T>): Promise<T> {
+  try {
+    return await act();
+  } catch (error) {
+    throw asBlockError(error).prefixed(`${what}: `);
+  }
+}
+
 /** One round of storing. */
 class Storing {
   readonly #host: StoreHost;
@@ -120,10 +130,10 @@ class Storing {
     const { entry } = bitmap;
     if (entry && bitmap.isInconsistent) return { entry, done: () => {} };
     const { content, name, rawName, granularity, isEnabled: auto } = bitmap;
-    const table = await this.#data(content);
+    const table = await this.#data(name, content);
     const bytes = encodeBitmapTable(table);
     const place = {
-      tableOffset: await this.#write(bytes),
+      tableOffset: await this.#write(name, [bytes]),
       tableSize: table.length,
     };
     if (entry) await this.replaceAll(entry, new Set(table));
@@ -137,14 +147,15 @@ class Storing {
    * Write the clusters that have changed. The others stay where they are: the
    * old table refers to them until the header refers to the new one.
    */
-  async #data(content: BitmapContent): Promise<BitmapTable> {
+  async #data(name: string, content: BitmapContent): Promise<BitmapTable> {
     const { clusterSize } = this.#host.geometry;
     const table: BitmapTable = new Float64Array(content.clusters);
     const atOnce = Math.max(1, Math.floor(MAX_WRITE / clusterSize));
     let pending: { index: number; bytes: Uint8Array }[] = [];
     const write = async () => {
       if (pending.length === 0) return;
-      const first = await this.#write(...pending.map(({ bytes }) => bytes));
+      const parts = pending.map(({ bytes }) => bytes);
+      const first = await this.#write(name, parts);
       pending.forEach(({ index }, i) => table[index] = first + i * clusterSize);
       pending = [];
     };
@@ -161,15 +172,31 @@ class Storing {
     return table;
   }
 
-  /** Write to new clusters in a row; returns where. */
-  async #write(...parts: Uint8Array[]): Promise<number> {
+  /**
+   * Write to new clusters in a row; returns where.
+   *
+   * @param name The bitmap's, for messages; absent for the directory.
+   */
+  async #write(
+    name: string | undefined,
+    parts: readonly Uint8Array[],
+  ): Promise<number> {
     const { file, geometry, refcounts, overlap } = this.#host;
     const { clusterSize } = geometry;
     const bytes = parts.reduce((sum, { length }) => sum + length, 0);
     const length = roundUp(bytes, clusterSize);
-    const offset = await refcounts.allocate(length / clusterSize);
+    const owner = name === undefined
+      ? "the bitmap directory"
+      : `bitmap '${shortened(name)}'`;
+    const offset = await during(
+      `Failed to allocate clusters for ${owner}`,
+      () => refcounts.allocate(length / clusterSize),
+    );
     this.#taken.push({ offset, length });
-    await overlap.check(offset, bytes);
+    await during(
+      "Qcow2 overlap check failed",
+      () => overlap.check(offset, bytes),
+    );
     // They may end the file, which must consist of whole sectors.
     const rest = roundUp(bytes, SECTOR_SIZE) - bytes;
     const iov = rest > 0 ? [...parts, allocate(rest)] : parts;
@@ -227,7 +254,7 @@ class Storing {
       });
     }
     const bytes = encodeBitmapDirectory(entries);
-    const directoryOffset = await this.#write(bytes);
+    const directoryOffset = await this.#write(undefined, [bytes]);
     // All data and refcounts must be durable before the header refers to them.
     await this.#host.flushCaches();
     await this.#host.changeHeader({

@@ -180,6 +180,10 @@ const HOSTILE: readonly [message: string, ...patches: Patch[]][] = [
   ["LUKS payload is overlapping with the header", put(104, 7)],
   ["LUKS key iteration count is zero", put(164, 0)],
   ["Keyslot 3 is corrupted (stripes 3999 != 4000)", put(slot(3, 44), 3999)],
+  [
+    "Keyslot 3 is corrupted (stripes -1 != 4000)",
+    put(slot(3, 44), 2 ** 32 - 1),
+  ],
   ["Keyslot 7 state (active/disable) is corrupted", put(slot(7, 0), 1)],
   ["Keyslot 0 iteration count is zero", put(slot(0, 4), 0)],
   ["Keyslot 0 is overlapping with the LUKS header", put(slot(0, 40), 7)],
