@@ -113,7 +113,7 @@ export function checkStack(
   checkChildren(program, stack, backing);
 }
 
-/** Options whose values are children. */
+/** Options whose values are children, except those of protocols. */
 const CHILDREN = ["file", "image", "test", "header"];
 
 /** Check the children; an empty name of a backing file stands for none. */
@@ -126,6 +126,9 @@ function checkChildren(
     if (isPlainObject(child)) checkChildren(program, child, backing);
     else if (typeof child === "string") throw noSuchNode(child, where);
   };
+  const { driver } = stack;
+  const isProtocol = typeof driver === "string" &&
+    findDriver(driver)?.role === "protocol";
   for (const [option, value] of Object.entries(stack)) {
     if (option === "backing" && value === "") {
       program.warn(NO_BACKING);
@@ -138,7 +141,7 @@ function checkChildren(
       check(value, "Could not open backing file: ");
     } else if (option === "children" && Array.isArray(value)) {
       value.forEach((child) => check(child));
-    } else if (CHILDREN.includes(option)) {
+    } else if (!isProtocol && CHILDREN.includes(option)) {
       check(value);
       if (["number", "boolean"].includes(typeof value)) {
         throw invalid(`A block device must be specified for "${option}"`);

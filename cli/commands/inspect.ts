@@ -45,8 +45,8 @@ export const command: Command = {
   notes:
     "FILE may be a pipe, and is '-' for standard input. At most 1 MiB is " +
     "read, and\nno file that the image names is opened. The exit code is 0 " +
-    "without findings other\nthan notes, 3 after warnings, 2 if there is a " +
-    "danger, and 1 if the image cannot\nbe read.",
+    "without findings\nother than notes, 3 after warnings, 2 if there is a " +
+    "danger, and 1 if the image\ncannot be read.",
 
   async run(invocation) {
     let output: string | undefined;

@@ -111,6 +111,9 @@ const CALLS = [
     '{"driver":"qcow2","file.filename":"over.qcow2","backing":"plain.qcow2"}',
     '{"driver":"qcow2","file.filename":"over.qcow2","backing":""}',
     '{"driver":"quorum","vote-threshold":1,"children":["plain.qcow2"]}',
+    '{"driver":"blkdebug","image":"plain.qcow2"}',
+    // A protocol has no children: an image is something else to it.
+    '{"driver":"null-co","image":"plain.qcow2"}',
     '{"driver":"raw","file.filename":"plain.raw","offset":9223372036854775807}',
     '{"driver":"raw","file.filename":"plain.raw","size":9007199254740993}',
   ].flatMap((json) => [
