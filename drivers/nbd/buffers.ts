@@ -16,14 +16,18 @@ const MOST = 32 * 1024 * 1024;
 
 /** The buffers of one server. */
 export class Buffers {
+  /** Free buffers by size; the size used last comes last. */
   readonly #free = new Map<number, ArrayBuffer[]>();
   #bytes = 0;
+  /** The size used last, and its free buffers. */
+  #size = 0;
+  #list: ArrayBuffer[] = [];
 
   /** A buffer of `length` bytes with arbitrary content. */
   take(length: number): Uint8Array {
     if (length < SMALLEST || length > LARGEST) return new Uint8Array(length);
     const size = sizeFor(length);
-    const buffer = this.#free.get(size)?.pop();
+    const buffer = this.#listOf(size).pop();
     if (!buffer) return new Uint8Array(new ArrayBuffer(size), 0, length);
     this.#bytes -= size;
     return new Uint8Array(buffer, 0, length);
@@ -33,11 +37,31 @@ export class Buffers {
   give({ buffer }: Uint8Array): void {
     const size = buffer.byteLength;
     if (size < SMALLEST || size > LARGEST + UNIT) return;
-    if (size !== sizeFor(size - ROOM) || this.#bytes + size > MOST) return;
-    const free = this.#free.get(size);
-    if (free) free.push(buffer as ArrayBuffer);
-    else this.#free.set(size, [buffer as ArrayBuffer]);
+    if (size !== sizeFor(size - ROOM)) return;
+    const list = this.#listOf(size);
+    if (this.#bytes + size > MOST && !this.#makeRoom(size)) return;
+    list.push(buffer as ArrayBuffer);
     this.#bytes += size;
+  }
+
+  #listOf(size: number): ArrayBuffer[] {
+    if (size === this.#size) return this.#list;
+    const list = this.#free.get(size) ?? [];
+    this.#free.delete(size);
+    this.#free.set(size, list);
+    this.#size = size;
+    return this.#list = list;
+  }
+
+  /** Drop buffers of sizes that other clients or earlier ones have used. */
+  #makeRoom(size: number): boolean {
+    for (const [other, list] of this.#free) {
+      if (other === size) return false;
+      while (this.#bytes + size > MOST && list.pop()) this.#bytes -= other;
+      if (this.#bytes + size <= MOST) return true;
+      this.#free.delete(other);
+    }
+    return false;
   }
 }
 
