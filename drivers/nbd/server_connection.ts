@@ -58,8 +58,14 @@ const LEAST_IN_FLIGHT = 4;
  * there, many requests in flight gain more than the cache does.
  */
 const SLOW_REQUEST = 5;
-/** Flags of reads while other requests are in flight. */
+/** Flags of reads that may be made by another thread. */
 const BACKGROUND = { background: true };
+/** Making a shorter read of cached bytes takes less than handing it over. */
+const WORTH_A_THREAD = 512 * 1024;
+/** A shorter read that takes longer, in ms, has waited for a disk. */
+const UNCACHED = 0.5;
+/** Reads that other threads make after such a one: the next are like it. */
+const UNCACHED_READS = 64;
 /** Shorter reads are not searched for holes. */
 const WORTH_A_LOOK = 64 * 1024;
 /** Most extents of a read that are looked for; the rest is taken for data. */
@@ -103,6 +109,8 @@ export class Connection implements BudgetUser {
   #inFlight = 0;
   /** Whether the last large request measured was slow. */
   #isSlow = false;
+  /** How many reads are still to be made by other threads. */
+  #uncached = 0;
   #lastStatus: Promise<void> = Promise.resolve();
   #settled = () => {};
   /** Whether the data of a request is being received. */
@@ -461,14 +469,7 @@ export class Connection implements BudgetUser {
     }
     const header = this.#replies.dataHeader;
     const buffer = this.#buffers.take(header + length);
-    if (length > 0) {
-      const isOneOfMany = length >= WORTH_A_LOOK && this.#inFlight > 1;
-      await this.#image.readv(
-        offset,
-        [buffer.subarray(header)],
-        isOneOfMany ? BACKGROUND : undefined,
-      );
-    }
+    if (length > 0) await this.#fill(offset, buffer.subarray(header));
     // The memory is released when the client has received the reply.
     memory.left -= length;
     const written = () => {
@@ -476,6 +477,20 @@ export class Connection implements BudgetUser {
       this.#release(length);
     };
     this.#replies.data(request, offset, buffer, isLast, written);
+  }
+
+  async #fill(offset: number, bytes: Uint8Array): Promise<void> {
+    const { length } = bytes;
+    if (length < WORTH_A_LOOK || this.#inFlight === 1) {
+      return await this.#image.readv(offset, [bytes]);
+    }
+    if (length >= WORTH_A_THREAD || this.#uncached > 0) {
+      if (this.#uncached > 0) this.#uncached--;
+      return await this.#image.readv(offset, [bytes], BACKGROUND);
+    }
+    const start = performance.now();
+    await this.#image.readv(offset, [bytes]);
+    if (performance.now() - start > UNCACHED) this.#uncached = UNCACHED_READS;
   }
 
   /** Only one at a time: there may be many runs in many contexts. */
