@@ -8,7 +8,7 @@ import { parentNames } from "../parents.ts";
 import { nameText } from "../values.ts";
 import { size as sizeOf } from "./qcow2.ts";
 import type { Report } from "./report.ts";
-import { bytesOf, has, latin1, type Window } from "./window.ts";
+import { bytesOf, has, latin1, readHeader, type Window } from "./window.ts";
 
 const KIB = 1024;
 /** Most bytes of a text about a parent that are read. */
@@ -21,11 +21,8 @@ export async function inspectVhd(
   window: Window,
   report: Report,
 ): Promise<void> {
-  const footer = await window.read(0, 512);
-  if (!footer) {
-    report.danger("truncated", "the file ends within its header");
-    return;
-  }
+  const footer = await readHeader(window, report, 0, 512);
+  if (!footer) return;
   report.virtualSize = sizeOf(footer.getBigUint64(48));
   if (!isSound(footer, 64)) report.warn("damaged", "its checksum is wrong");
   const { size } = window;

@@ -7,18 +7,15 @@ import { TAIL_LENGTH } from "../formats.ts";
 import { nameText } from "../values.ts";
 import { size as sizeOf } from "./qcow2.ts";
 import type { Report } from "./report.ts";
-import { bytesOf, has, latin1, type Window } from "./window.ts";
+import { bytesOf, has, latin1, readHeader, type Window } from "./window.ts";
 
 /** Inspect a VDI image. */
 export async function inspectVdi(
   window: Window,
   report: Report,
 ): Promise<void> {
-  const header = await window.read(0, 512);
-  if (!header) {
-    report.danger("truncated", "the file ends within its header");
-    return;
-  }
+  const header = await readHeader(window, report, 0, 512);
+  if (!header) return;
   report.virtualSize = sizeOf(header.getBigUint64(368, true));
   const version = header.getUint32(68, true);
   if (version !== 0x00010001) {
@@ -139,11 +136,8 @@ export async function inspectCloop(
   window: Window,
   report: Report,
 ): Promise<void> {
-  const header = await window.read(128, 8);
-  if (!header) {
-    report.danger("truncated", "the file ends within its header");
-    return;
-  }
+  const header = await readHeader(window, report, 128, 8);
+  if (!header) return;
   const [blockSize, blocks] = [0, 4].map((at) => header.getUint32(at));
   report.virtualSize = sizeOf(BigInt(blockSize) * BigInt(blocks));
   if (blockSize === 0 || blockSize % 512 !== 0) {
@@ -159,11 +153,8 @@ export async function inspectBochs(
   window: Window,
   report: Report,
 ): Promise<void> {
-  const header = await window.read(0, 512);
-  if (!header) {
-    report.danger("truncated", "the file ends within its header");
-    return;
-  }
+  const header = await readHeader(window, report, 0, 512);
+  if (!header) return;
   const u32 = (at: number) => header.getUint32(at, true);
   const version = u32(64);
   const isGrowing = has(header, 32, "Redolog\0") &&
@@ -198,11 +189,8 @@ export async function inspectAsif(
   window: Window,
   report: Report,
 ): Promise<void> {
-  const header = await window.read(0, 80);
-  if (!header) {
-    report.danger("truncated", "the file ends within its header");
-    return;
-  }
+  const header = await readHeader(window, report, 0, 80);
+  if (!header) return;
   const version = header.getUint32(4);
   if (version !== 1) {
     report.warn("version", `it has version ${version} of the format`);

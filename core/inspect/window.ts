@@ -4,6 +4,7 @@
  * @module
  */
 import { allocate } from "../bytes.ts";
+import type { Report } from "./report.ts";
 
 /** Most bytes of a file that an inspection reads. */
 export const BUDGET = 1024 * 1024;
@@ -86,6 +87,18 @@ export class Window {
     }
     return true;
   }
+}
+
+/** The header of an image; if it is cut short, that is reported. */
+export async function readHeader(
+  window: Window,
+  report: Report,
+  offset: number,
+  length: number,
+): Promise<DataView | undefined> {
+  const header = await window.read(offset, length);
+  if (!header) report.danger("truncated", "the file ends within its header");
+  return header;
 }
 
 /** The bytes of a view. */
