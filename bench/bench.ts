@@ -11,8 +11,15 @@
  *
  * @module
  */
-import { isInput, makeInput, removeInput } from "./inputs.ts";
-import { machine, median, peakMemory, runTool, time } from "./measure.ts";
+import { isInput, makeInput } from "./inputs.ts";
+import {
+  machine,
+  median,
+  peakMemory,
+  removeFile,
+  runTool,
+  time,
+} from "./measure.ts";
 import { measureNbd, NBD_HEADER, nbdWorkloads } from "./nbd.ts";
 import { type Workload, workloads } from "./workloads.ts";
 
@@ -75,7 +82,7 @@ async function prepare(
 ): Promise<void> {
   const { folder } = settings;
   for (const file of [FILES[side], `${FILES[side]}.base`]) {
-    await Deno.remove(`${folder}/${file}`).catch(() => {});
+    await removeFile(folder, file);
   }
   for (const command of workload.before ?? []) {
     await runTool(folder, "qemu-img", words(command, side, settings));
@@ -100,7 +107,7 @@ async function tidy(workload: Workload, later: readonly Workload[]) {
     name.startsWith("large") && !used.has(name)
   );
   for (const name of [...left, ...Object.values(FILES)]) {
-    await removeInput(name, folder);
+    await removeFile(folder, name);
   }
 }
 

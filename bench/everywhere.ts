@@ -10,7 +10,14 @@
  * @module
  */
 import { makeInput } from "./inputs.ts";
-import { machine, median, outputOf, runTool, time } from "./measure.ts";
+import {
+  machine,
+  median,
+  outputOf,
+  removeFile,
+  runTool,
+  time,
+} from "./measure.ts";
 import { WebPage } from "../tests/web/browser.ts";
 
 const HERE = new URL(".", import.meta.url).pathname;
@@ -149,7 +156,7 @@ async function measure(
   // The first round warms the caches.
   for (let round = 0; round <= runs; round++) {
     for (const [index, { command }] of ways.entries()) {
-      await Deno.remove(`${folder}/out`).catch(() => {});
+      await removeFile(folder, "out");
       times[index].push(await time(folder, [...command, ...args]));
       if (round === 0 && verify) await runTool(folder, "qemu-img", verify);
     }
@@ -225,7 +232,7 @@ async function measurePage(): Promise<void> {
         await runTool(folder, "qemu-img", compare);
       }
       await download.delete();
-      await Deno.remove(`${folder}/out`).catch(() => {});
+      await removeFile(folder, "out");
       const convert = ["convert", "-f", "raw", "-O", "qcow2", ...args];
       const command = [...RUN, `${ROOT}cli.ts`, ...convert, disk, "out"];
       times[1].push(await time(folder, command));

@@ -86,11 +86,6 @@ export async function makeInput(
   }
 }
 
-/** Remove an image, if it exists. */
-export async function removeInput(name: string, folder: string): Promise<void> {
-  await Deno.remove(`${folder}/${name}`).catch(() => {});
-}
-
 /** Whether there is a recipe for an image. */
 export function isInput(name: string): boolean {
   return Object.hasOwn(recipes, name);

@@ -31,6 +31,11 @@ export async function runTool(
   throw new Error(`${program} ${args.join(" ")}: exit code ${code}\n${said}`);
 }
 
+/** Remove a file, if it exists. */
+export async function removeFile(folder: string, name: string): Promise<void> {
+  await Deno.remove(`${folder}/${name}`).catch(() => {});
+}
+
 /** The output of a program, which must succeed. */
 export async function outputOf(
   [program, ...args]: readonly string[],

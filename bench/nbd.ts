@@ -5,7 +5,7 @@
  * @module
  */
 import { makeInput } from "./inputs.ts";
-import { median, outputOf, runTool, time } from "./measure.ts";
+import { median, outputOf, removeFile, runTool, time } from "./measure.ts";
 
 /** How to run bdrv, its server and QEMU's. */
 export interface NbdPrograms {
@@ -62,7 +62,7 @@ async function convert(
   server: Side,
 ): Promise<number> {
   const { folder, ours } = programs;
-  await Deno.remove(`${folder}/${TARGET}`).catch(() => {});
+  await removeFile(folder, TARGET);
   const took = await time(folder, [
     ...(client === "ours" ? ours : ["qemu-img"]),
     ...["convert", "-f", "raw", "-O", "raw", uriOf(programs, server), TARGET],
@@ -160,7 +160,7 @@ export async function* measureNbd(
       server.kill();
       await server.status;
     }
-    await Deno.remove(`${folder}/${TARGET}`).catch(() => {});
+    await removeFile(folder, TARGET);
   }
 }
 

@@ -154,3 +154,17 @@ export class InFlight {
     if (this.#failure) throw this.#failure.error;
   }
 }
+
+/**
+ * Wait until all requests have ended, even if one fails: until then, they use
+ * the caller's buffers.
+ *
+ * @throws the error of the first that failed, in the order given.
+ */
+export async function allEnded(
+  requests: readonly Promise<void>[],
+): Promise<void> {
+  for (const outcome of await Promise.allSettled(requests)) {
+    if (outcome.status === "rejected") throw outcome.reason;
+  }
+}

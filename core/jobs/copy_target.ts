@@ -5,7 +5,7 @@
  * @module
  */
 import type { BlockNode, WriteFlags } from "../node.ts";
-import { writeZeroes } from "../requests.ts";
+import { allEnded, writeZeroes } from "../requests.ts";
 import { located } from "./copy_source.ts";
 import type { Job, JobNode } from "./job.ts";
 import { dataEnd, zeroEnd, type ZeroRunOptions } from "./zero_runs.ts";
@@ -118,10 +118,7 @@ export class CopyTarget {
       at = end;
     }
     placed?.();
-    // If one fails, the others are still under way: wait for all.
-    for (const outcome of await Promise.allSettled(writes)) {
-      if (outcome.status === "rejected") throw outcome.reason;
-    }
+    await allEnded(writes);
   }
 
   /** The end of the run of zero clusters at `from`. */

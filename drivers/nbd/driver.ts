@@ -40,6 +40,7 @@ import {
   findTlsCredentials,
   TlsCredentials,
 } from "../../core/tls_credentials.ts";
+import { allEnded } from "../../core/requests.ts";
 import { type Place, takePlace } from "./address.ts";
 import { byteStream, endStream } from "./bytes.ts";
 import { NbdClient } from "./client.ts";
@@ -323,7 +324,7 @@ class NbdNode implements BlockNode {
     if (inside > 0) {
       await (inside <= READ_SIZE
         ? this.#read(offset, sliceVector(iov, 0, inside), signal)
-        : this.#readParts(offset, sliceVector(iov, 0, inside), signal));
+        : this.#readParts(offset, iov, inside, signal));
     }
     if (inside < length) fillVector(iov, inside, length - inside);
   }
@@ -339,18 +340,15 @@ class NbdNode implements BlockNode {
   async #readParts(
     offset: number,
     iov: IoVector,
+    length: number,
     signal: AbortSignal | undefined,
   ): Promise<void> {
-    const length = vectorLength(iov);
     const reads: Promise<void>[] = [];
     for (let at = 0; at < length; at += READ_SIZE) {
       const part = sliceVector(iov, at, Math.min(READ_SIZE, length - at));
       reads.push(this.#read(offset + at, part, signal));
     }
-    // Buffers belong to the caller again when none is being filled any more.
-    for (const outcome of await Promise.allSettled(reads)) {
-      if (outcome.status === "rejected") throw outcome.reason;
-    }
+    await allEnded(reads);
   }
 
   readonly #write = async (

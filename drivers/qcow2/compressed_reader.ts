@@ -14,7 +14,7 @@ import {
 import { decompress, decompressNow } from "../../core/compression.ts";
 import { asBlockError, BlockError } from "../../core/errors.ts";
 import type { BlockNode, ReadFlags } from "../../core/node.ts";
-import { readPadded } from "../../core/requests.ts";
+import { allEnded, readPadded } from "../../core/requests.ts";
 import type { ClusterMap, Mapping } from "./cluster_map.ts";
 import type { Geometry } from "./geometry.ts";
 import type { Header } from "./header.ts";
@@ -111,10 +111,7 @@ export class CompressedReader {
       done += length;
     }
     pending.push(this.#readRuns(wanted, flags));
-    // Even if one fails, others may still be writing to the caller's buffers.
-    for (const result of await Promise.allSettled(pending)) {
-      if (result.status === "rejected") throw result.reason;
-    }
+    await allEnded(pending);
   }
 
   /** Adds what must be read to `wanted` in the same turn. */

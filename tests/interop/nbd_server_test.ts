@@ -31,6 +31,12 @@ async function serve(
   return [await ServerProcess.start(command, socket), uriOf(socket)];
 }
 
+/** The arguments for the credentials of an end, from a folder. */
+function tlsObject(endpoint: string, folder: string): string[] {
+  const id = "tls-creds-x509,id=tls0";
+  return ["--object", `${id},endpoint=${endpoint},dir=${folder}`];
+}
+
 qemuTest("qemu-img and qemu-io read and write what we serve", async () => {
   await using dir = new TempDir();
   const image = await makeImage(dir);
@@ -268,10 +274,7 @@ qemuTest("TLS, and only for clients with a certificate", async () => {
   await using dir = new TempDir();
   const image = await makeImage(dir);
   const folder = await makeCertificates(dir);
-  const object = (endpoint: string, from = folder) => [
-    "--object",
-    `tls-creds-x509,id=tls0,endpoint=${endpoint},dir=${from}`,
-  ];
+  const object = (endpoint: string, from = folder) => tlsObject(endpoint, from);
   const args = [
     "-t",
     "-f",
@@ -312,17 +315,13 @@ qemuTest("a client with another authority's certificate", async () => {
   const authority = await Deno.readFile(`${folder}/ca-cert.pem`);
   const append = { append: true };
   await Deno.writeFile(`${stranger}/ca-cert.pem`, authority, append);
-  const object = (endpoint: string, from: string) => [
-    "--object",
-    `tls-creds-x509,id=tls0,endpoint=${endpoint},dir=${from}`,
-  ];
   const source = `driver=nbd,path=${dir.file("socket")},tls-creds=tls0,` +
     "tls-hostname=localhost";
-  const client = ["info", ...object("client", stranger), "--image-opts"];
+  const client = ["info", ...tlsObject("client", stranger), "--image-opts"];
   for (const program of [["qemu-nbd"], [...BDRV, "qemu-nbd"]]) {
     await using server = await ServerProcess.start([
       ...[...program, "-t", "-f", "qcow2", "-k", dir.file("socket")],
-      ...[...object("server", folder), "--tls-creds", "tls0", image],
+      ...[...tlsObject("server", folder), "--tls-creds", "tls0", image],
     ], dir.file("socket"));
     const { code, stderr } = await run([...BDRV, ...client, source]);
     assertEquals(code, 1);
@@ -341,10 +340,7 @@ qemuTest(
     await using dir = new TempDir();
     const image = await makeImage(dir);
     const folder = await makeCertificates(dir);
-    const object = (endpoint: string) => [
-      "--object",
-      `tls-creds-x509,id=tls0,endpoint=${endpoint},dir=${folder}`,
-    ];
+    const object = (endpoint: string) => tlsObject(endpoint, folder);
     const source = `driver=nbd,path=${dir.file("socket")},tls-creds=tls0,` +
       "tls-hostname=other";
     for (const program of [["qemu-nbd"], [...BDRV, "qemu-nbd"]]) {
@@ -437,10 +433,7 @@ qemuTest("--tls-authz admits those whom an object names", async () => {
   await using dir = new TempDir();
   const image = await makeImage(dir);
   const folder = await makeCertificates(dir);
-  const object = (endpoint: string) => [
-    "--object",
-    `tls-creds-x509,id=tls0,endpoint=${endpoint},dir=${folder}`,
-  ];
+  const object = (endpoint: string) => tlsObject(endpoint, folder);
   const source = `driver=nbd,path=${dir.file("socket")},tls-creds=tls0,` +
     "tls-hostname=localhost";
   const tls = [...object("server"), "--tls-creds", "tls0"];
